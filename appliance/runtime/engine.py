@@ -21,11 +21,19 @@ one set of facts (tests/test_runtime_conformance.py).
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from appliance.records import ContainerSpec, Sighting
+
+
+def spec_hash(spec: ContainerSpec) -> str:
+    """The label `appliance.spec`: the same for equal specs, on every machine and in every process."""
+    text = json.dumps(asdict(spec), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,506 @@
+"""The Docker engine behind the protocol of engine.py.
+
+What this keeps true: everything of ours carries the labels `appliance.id` and `appliance.instance`, and nothing without
+both is ever listed or touched. A container's name is only Docker's guard that two creates of one id cannot both succeed.
+RestartPolicy is always "no": the reconciler restarts, so nothing runs after a reboot before its lease is known again.
+Every call has a time limit, and whatever Docker or its client raises leaves here as EngineBusy, EngineRefused or
+ImageNotFound. Engine API 1.41 (Docker 20.10) and newer, cgroup v1 and v2.
+
+The arguments of a container are made in arguments.py alone; what never ends by itself is read in stream.py.
+
+Why docker-py's low level: it negotiates the API's version and reads registry logins, and takes the arguments as the
+plain JSON that the API documents, so that one pure function can be the only author of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import math
+import re
+import resource
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+import requests
+
+from appliance import clock
+from appliance.errors import ApplianceError, EngineBusy, EngineRefused, ImageNotFound, NotFound
+from appliance.records import ContainerSpec, Mount, Sighting
+from appliance.runtime import networks
+from appliance.runtime.arguments import LABEL, OPEN_FILES, create_arguments
+from appliance.runtime.engine import EventStream, Health, ImageInfo, LogStream, Stats
+from appliance.runtime.stream import DockerEvents, DockerLogs, Stream, frames
+from appliance.states import Seen
+
+_CALL_S = 20
+_SLOW_S = 120  # making, starting and removing touch the disk and may wait for it
+_PULL_SILENCE_S = 600  # unpacking a large layer says nothing for minutes
+_EXEC_OUTPUT = 64 * 1024
+_SEEN = {"created": Seen.CREATED, "exited": Seen.EXITED, "dead": Seen.EXITED, "removing": Seen.EXITED}
+_FOR_EVER = re.compile(r"OCI runtime|could not select device driver|no such file|not found in \$PATH|invalid", re.I)
+
+
+class _Conflict(EngineRefused):
+    """Docker's 409: the name is taken, or the container is not in the state that the call needs."""
+
+
+class DockerEngine:
+    """The containers, networks and images of one instance of the appliance on the Docker engine behind `socket`.
+
+    `serving_seccomp` is the profile of serving containers (JSON); without it they are refused. `environment` and
+    `mounts` are what every workload inherits from this machine (see images.inherited_env). Making one connects to
+    nothing.
+    """
+
+    def __init__(
+        self,
+        instance: str,
+        pool: str = "10.213.0.0/16",
+        socket: Path = Path("/var/run/docker.sock"),
+        *,
+        serving_seccomp: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        mounts: Sequence[Mount] = (),
+    ) -> None:
+        self.instance = instance
+        self._pool = ipaddress.IPv4Network(pool)
+        self._path = str(socket)
+        self._serving_seccomp = serving_seccomp
+        self._environment = dict(environment or {})
+        self._mounts = tuple(mounts)
+        self._lock = threading.Lock()
+        self._network_lock = threading.Lock()
+        self._clients: dict[float, Any] = {}
+        self._settled: dict[tuple[str, str], Sighting] = {}
+        self._cpu: dict[str, tuple[float, float]] = {}
+
+    # -- the engine itself ---------------------------------------------------------------------------------------------
+
+    def health(self) -> Health:
+        try:
+            with self._translated("tell its version"):
+                info = self._api().info()
+        except ApplianceError as problem:
+            return Health(ok=False, version=None, problem=problem.message)
+        version = str(info.get("ServerVersion", ""))
+        return Health(ok=True, version=version, problem=None, warnings=tuple(_warnings(info, version)))
+
+    def close(self) -> None:
+        """Give the connections back. The engine may be used again afterwards."""
+        with self._lock:
+            for client in self._clients.values():
+                client.close()
+            self._clients.clear()
+
+    # -- containers ----------------------------------------------------------------------------------------------------
+
+    def create(self, spec: ContainerSpec) -> str:
+        if (found := self._find(spec.id)) is not None:
+            return found
+        network_id = self._network_of(spec)
+        arguments = create_arguments(
+            spec,
+            self.instance,
+            network_id=network_id,
+            seccomp=self._seccomp_of(spec),
+            environment=self._environment,
+            mounts=self._mounts,
+            # runc cannot raise the limit above its own; the engine's is taken to be no lower than ours.
+            open_files=min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
+        )
+        try:
+            with self._translated(f"create the container of {spec.image!r}", image=spec.image):
+                made = self._api(_SLOW_S).create_container_from_config(
+                    arguments, f"appliance-{self.instance[:12]}-{spec.id}"
+                )
+        except _Conflict as clash:
+            # Somebody made it since we looked, or a container that is not ours took the name.
+            if (found := self._find(spec.id)) is not None:
+                return found
+            raise EngineRefused(f"Docker will not create the container: {clash.message}") from clash
+        return str(made["Id"])
+
+    def start(self, container_id: str) -> None:
+        with self._translated("start the container"):
+            engine_id = self._require(container_id)
+            state = self._api().inspect_container(engine_id)["State"]
+            if state["Status"] == "created":
+                self._api(_SLOW_S).start(engine_id)
+
+    def stop(self, container_id: str, grace_s: float) -> None:
+        if (engine_id := self._find(container_id)) is None:
+            return
+        with self._translated("stop the container", missing_is_fine=True):
+            self._api().stop(engine_id, timeout=math.ceil(grace_s))
+
+    def remove(self, container_id: str) -> None:
+        if (engine_id := self._find(container_id)) is None:
+            return
+        with (
+            contextlib.suppress(_Conflict),  # somebody else is removing it
+            self._translated("remove the container", missing_is_fine=True),
+        ):
+            self._api(_SLOW_S).remove_container(engine_id, v=True, force=True)
+        self._cpu.pop(container_id, None)
+
+    def sightings(self) -> list[Sighting]:
+        with self._translated("list its containers"):
+            rows = self._api().containers(all=True, filters={"label": self._labels("id")})
+        found = {}
+        for row in rows:
+            key = (row["Id"], row["State"])
+            sighting = self._settled.get(key) or self._look(row["Id"])
+            if sighting is not None:
+                found[key] = sighting
+        # One-shot: what runs began once and what ended ended once, so neither needs to be looked at again.
+        self._settled = {key: it for key, it in found.items() if it.seen in (Seen.RUNNING, Seen.EXITED)}
+        return list(found.values())
+
+    def logs(self, container_id: str, *, since: str | None = None, follow: bool = False) -> LogStream:
+        engine_id = self._find(container_id) or "missing"
+        return DockerLogs(self._path, self._version(), engine_id, since, follow)
+
+    def stats(self, container_id: str) -> Stats | None:
+        if (engine_id := self._find(container_id)) is None:
+            return None
+        with self._translated("tell what the container uses", missing_is_fine=True):
+            sample = self._api().stats(engine_id, stream=False, one_shot=True)
+            return self._stats_of(container_id, sample)
+        return None
+
+    def exec(self, container_id: str, command: tuple[str, ...], timeout_s: float = 10.0) -> tuple[int, str]:
+        with self._translated("run a command in the container"):
+            engine_id = self._require(container_id)
+            task = self._api().exec_create(engine_id, list(command))["Id"]
+        output = self._output_of(task, timeout_s)
+        with self._translated("run a command in the container"):
+            code = self._api().exec_inspect(task)["ExitCode"]
+        return (-1 if code is None else int(code)), output
+
+    def events(self) -> EventStream:
+        return DockerEvents(self._path, self._version(), self.instance)
+
+    def address(self, container_id: str) -> str | None:
+        if (engine_id := self._find(container_id)) is None:
+            return None
+        with self._translated("tell the container's address", missing_is_fine=True):
+            networks_of = self._api().inspect_container(engine_id)["NetworkSettings"]["Networks"]
+            return next((str(net["IPAddress"]) for net in networks_of.values() if net["IPAddress"]), None)
+        return None
+
+    # -- images --------------------------------------------------------------------------------------------------------
+
+    def images(self) -> list[ImageInfo]:
+        with self._translated("list its images"):
+            rows = self._api().images()
+        return [
+            ImageInfo(
+                names=tuple(name for name in row["RepoTags"] or () if name != "<none>:<none>"),
+                id=row["Id"],
+                size_bytes=row["Size"],
+                created_at=clock.stamp(_moment(row["Created"])),
+            )
+            for row in rows
+            if set(row["RepoTags"] or ()) - {"<none>:<none>"}
+        ]
+
+    def image_exists(self, name: str) -> bool:
+        try:
+            with self._translated("look at an image", image=name):
+                self._api().inspect_image(name)
+        except ImageNotFound:
+            return False
+        return True
+
+    def pull(self, name: str, progress: Callable[[str], None] = lambda _: None) -> None:
+        if self.image_exists(name):
+            return
+        with self._translated(f"pull {name!r}", image=name, pulling=True):
+            client = self._connect(_PULL_SILENCE_S)
+            try:
+                _follow_pull(name, client.pull(with_tag(name), stream=True, decode=True), progress)
+            finally:
+                client.close()
+
+    # -- networks ------------------------------------------------------------------------------------------------------
+
+    def ensure_network(self, name: str) -> str:
+        with self._network_lock:
+            networks.assert_isolation(self._pool)
+            if (found := self._find_network(name)) is not None:
+                return str(found["IPAM"]["Config"][0]["Subnet"])
+            return self._make_network(name)
+
+    def remove_network(self, name: str) -> None:
+        with self._network_lock:
+            if (found := self._find_network(name)) is None:
+                return
+            try:
+                with self._translated("remove a network", missing_is_fine=True):
+                    self._api().remove_network(found["Id"])
+            except (EngineRefused, _Conflict) as cause:
+                raise EngineBusy(f"The network {name!r} still has containers on it: {cause}") from cause
+
+    def networks(self) -> list[str]:
+        with self._translated("list its networks"):
+            rows = self._api().networks(filters={"label": self._labels("network")})
+        return sorted(row["Labels"][f"{LABEL}.network"] for row in rows)
+
+    def assert_isolation(self) -> bool:
+        """See networks.assert_isolation. The janitor calls it every now and then, since a firewall's reload flushes it."""
+        return networks.assert_isolation(self._pool)
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _api(self, timeout_s: float = _CALL_S) -> Any:
+        """A client whose every call ends within `timeout_s`; made when it is first needed, so a dead engine is no obstacle."""
+        with self._lock:
+            if timeout_s not in self._clients:
+                self._clients[timeout_s] = self._connect(timeout_s)
+            return self._clients[timeout_s]
+
+    def _connect(self, timeout_s: float) -> Any:
+        return docker.APIClient(base_url=f"unix://{self._path}", version="auto", timeout=timeout_s)
+
+    def _version(self) -> str:
+        with self._translated("tell its version"):
+            return str(self._api().api_version)
+
+    def _labels(self, key: str, value: str | None = None) -> list[str]:
+        wanted = f"{LABEL}.{key}" if value is None else f"{LABEL}.{key}={value}"
+        return [f"{LABEL}.instance={self.instance}", wanted]
+
+    def _find(self, container_id: str) -> str | None:
+        with self._translated("find a container"):
+            rows = self._api().containers(all=True, filters={"label": self._labels("id", container_id)})
+        return str(rows[0]["Id"]) if rows else None
+
+    def _require(self, container_id: str) -> str:
+        if (engine_id := self._find(container_id)) is None:
+            raise EngineRefused(f"There is no container {container_id} on the engine; it must be created first.")
+        return engine_id
+
+    def _look(self, engine_id: str) -> Sighting | None:
+        with self._translated("look at a container", missing_is_fine=True):
+            return sighting_of(self._api().inspect_container(engine_id))
+        return None
+
+    def _network_of(self, spec: ContainerSpec) -> str | None:
+        if spec.network is None or spec.profile == "serving":
+            return None
+        if (found := self._find_network(spec.network)) is None:
+            raise EngineRefused(f"There is no network {spec.network!r}; it must be made before the container.")
+        return str(found["Id"])
+
+    def _seccomp_of(self, spec: ContainerSpec) -> str | None:
+        if spec.profile != "serving":
+            return None
+        if self._serving_seccomp is None:
+            raise EngineRefused("Serving containers need their seccomp profile, and this engine was given none.")
+        try:
+            return json.dumps(json.loads(self._serving_seccomp.read_text()))
+        except (OSError, ValueError) as cause:
+            raise EngineRefused(f"The seccomp profile {self._serving_seccomp} cannot be read: {cause}.") from cause
+
+    def _find_network(self, name: str) -> dict[str, Any] | None:
+        with self._translated("find a network"):
+            rows = self._api().networks(filters={"label": self._labels("network", name)})
+        return rows[0] if rows else None
+
+    def _make_network(self, name: str) -> str:
+        taken = networks.own_routes() + self._subnets()
+        while (subnet := networks.choose_subnet(self._pool, taken)) is not None:
+            try:
+                with self._translated("make a network"):
+                    self._api().create_network(
+                        f"appliance-{self.instance[:12]}-{name}",
+                        driver="bridge",
+                        ipam={"Driver": "default", "Config": [{"Subnet": str(subnet)}]},
+                        check_duplicate=True,
+                        enable_ipv6=False,
+                        labels={f"{LABEL}.instance": self.instance, f"{LABEL}.network": name},
+                        options={"com.docker.network.bridge.enable_icc": "true"},
+                    )
+                return str(subnet)
+            except EngineRefused as cause:
+                # Another process took this subnet since we looked: 20.10 says "overlaps", newer ones "overlap".
+                if "overlap" not in cause.message:
+                    raise
+                taken.append(subnet)
+        raise EngineBusy(f"Every network of the pool {self._pool} is in use; finished runs give theirs back.")
+
+    def _subnets(self) -> list[ipaddress.IPv4Network]:
+        with self._translated("list its networks"):
+            rows = self._api().networks()
+        configs = [config for row in rows for config in (row["IPAM"] or {}).get("Config") or ()]
+        return [ipaddress.IPv4Network(it["Subnet"]) for it in configs if ":" not in it.get("Subnet", ":")]
+
+    def _stats_of(self, container_id: str, sample: Mapping[str, Any]) -> Stats | None:
+        memory = sample.get("memory_stats") or {}
+        if not memory.get("usage"):
+            return None
+        detail = memory.get("stats") or {}
+        cache = detail.get("total_inactive_file", detail.get("inactive_file", 0))  # cgroup v1, v2
+        used = sample["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9
+        moment = clock.monotonic()
+        before_used, before = self._cpu.get(container_id, (used, moment - 1.0))
+        self._cpu[container_id] = (used, moment)
+        return Stats(
+            cpu=max(0.0, used - before_used) / max(0.001, moment - before),
+            memory_mib=max(0, memory["usage"] - cache) // 2**20,
+            memory_limit_mib=memory.get("limit", 0) // 2**20,
+            processes=(sample.get("pids_stats") or {}).get("current", 0),
+        )
+
+    def _output_of(self, task: str, timeout_s: float) -> str:
+        deadline = clock.monotonic() + timeout_s
+        body = {"Detach": False, "Tty": False}
+        try:
+            stream = Stream(
+                self._path, f"/v{self._version()}/exec/{task}/start", method="POST", body=body, timeout_s=timeout_s
+            )
+        except NotFound as gone:
+            raise EngineRefused(f"The command cannot be run in the container: {gone.message}") from gone
+        kept = b""
+        try:
+            for _, payload in frames(stream):
+                kept = (kept + payload)[-_EXEC_OUTPUT:]
+                stream.set_timeout(max(0.001, deadline - clock.monotonic()))
+        except TimeoutError as late:
+            raise EngineBusy(f"The command in the container did not end within {timeout_s:g} s.") from late
+        finally:
+            stream.finish()
+        return kept.decode(errors="replace")
+
+    @contextlib.contextmanager
+    def _translated(
+        self,
+        doing: str,
+        *,
+        image: str | None = None,
+        pulling: bool = False,
+        missing_is_fine: bool = False,
+    ) -> Iterator[None]:
+        """Whatever Docker or its client raises inside leaves as one of ours."""
+        try:
+            yield
+        except ApplianceError:
+            raise
+        except docker.errors.NotFound as cause:
+            if image is not None and (pulling or "image" in str(cause.explanation).lower()):
+                raise image_not_found(image, str(cause.explanation)) from cause
+            if not missing_is_fine:
+                raise EngineRefused(f"Docker could not {doing}: {cause.explanation}") from cause
+        except docker.errors.APIError as cause:
+            raise _refusal(doing, cause, image if pulling else None) from cause
+        except (requests.RequestException, docker.errors.DockerException, OSError) as cause:
+            raise EngineBusy(
+                f"The Docker engine at {self._path} could not {doing}: it does not answer. "
+                "It is tried again; if it stays so, look at `systemctl status docker`."
+            ) from cause
+
+
+# -- Docker's answers in our words -------------------------------------------------------------------------------------
+
+
+def sighting_of(shown: Mapping[str, Any]) -> Sighting:
+    """What `inspect` shows, as a sighting.
+
+    `out_of_memory` is told only of a container that failed: the kernel may have killed a child that the program
+    could do without. A container that could not be started stays "created" and has an error.
+    """
+    state, labels = shown["State"], shown["Config"]["Labels"]
+    seen = _SEEN.get(state["Status"], Seen.RUNNING)
+    failed_to_start = seen is Seen.CREATED and state.get("Error")
+    return Sighting(
+        id=labels[f"{LABEL}.id"],
+        engine_id=shown["Id"],
+        lease_id=labels.get(f"{LABEL}.lease") or None,
+        seen=seen,
+        exit_code=int(state["ExitCode"]) if seen is Seen.EXITED or failed_to_start else None,
+        out_of_memory=bool(state["OOMKilled"]) and seen is Seen.EXITED and state["ExitCode"] != 0,
+        started_at=_stamp(state["StartedAt"]),
+        finished_at=_stamp(state["FinishedAt"]) if seen is Seen.EXITED else None,
+        error=state.get("Error") or None,
+    )
+
+
+def with_tag(name: str) -> str:
+    """`name` with `:latest` when it has neither tag nor digest; without it Docker would pull every tag."""
+    return name if "@" in name or ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
+
+
+def image_not_found(image: str, why: str) -> ImageNotFound:
+    why = " ".join(why.split()).rstrip(".")
+    if image.startswith("appliance/"):
+        return ImageNotFound(
+            f"The image {image!r} is not on this server. It is one of the appliance's own: build it with "
+            "`python -m appliance.runtime.images build`."
+        )
+    return ImageNotFound(
+        f"The image {image!r} is neither on this server nor to be had from its registry ({why}). Check its name, or "
+        f"bring it: `docker pull {image}` where a registry is in reach (after `docker login` if it is private), "
+        "`docker build`, or `docker load` from a file."
+    )
+
+
+def _follow_pull(image: str, lines: Iterator[dict[str, Any]], progress: Callable[[str], None]) -> None:
+    layers: dict[str, tuple[int, int]] = {}
+    told = clock.monotonic() - 1
+    for line in lines:
+        if "error" in line:
+            raise image_not_found(image, str(line["error"]))
+        detail = line.get("progressDetail") or {}
+        if line.get("status") == "Downloading" and detail.get("total"):
+            layers[line["id"]] = (detail["current"], detail["total"])
+        if layers and clock.monotonic() - told >= 0.5:
+            told = clock.monotonic()
+            done, total = (sum(part[i] for part in layers.values()) / 2**20 for i in (0, 1))
+            progress(f"Pulling {image}: {done:.0f} of {total:.0f} MiB")
+    progress(f"Pulled {image}")
+
+
+def _refusal(doing: str, cause: docker.errors.APIError, pulled: str | None) -> ApplianceError:
+    text = " ".join(str(cause.explanation or cause).split())
+    status = cause.status_code or 500
+    if pulled is not None:
+        return image_not_found(pulled, text)
+    if status == 409:
+        return _Conflict(f"Docker could not {doing}: {text}")
+    if "could not select device driver" in text:
+        return EngineRefused(
+            "Docker cannot give cards to containers: install NVIDIA's container toolkit (nvidia-container-toolkit) "
+            "and restart Docker."
+        )
+    if "no available IPv4 addresses" in text or (status >= 500 and not _FOR_EVER.search(text)):
+        return EngineBusy(f"Docker could not {doing} now: {text}")
+    return EngineRefused(f"Docker could not {doing}: {text}")
+
+
+def _warnings(info: Mapping[str, Any], version: str) -> Iterator[str]:
+    major = re.match(r"\d+", version)
+    if major and int(major.group()) < 23:
+        yield f"Docker {version} is old; 28.3.3 or newer closes known holes."
+    if not info.get("LiveRestoreEnabled"):
+        yield 'Containers end when Docker restarts: set "live-restore": true in /etc/docker/daemon.json.'
+    if not info.get("IPv4Forwarding", True):
+        yield "IPv4 forwarding is off, so containers do not reach the internet: sysctl net.ipv4.ip_forward=1."
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _stamp(docker_time: str) -> str | None:
+    """Docker's time (nine digits, or the year 1 for never) as `clock.stamp` writes it."""
+    if docker_time.startswith("0001"):
+        return None
+    moment, _, fraction = docker_time.removesuffix("Z").partition(".")
+    return f"{moment}.{fraction[:3]:0<3}Z"
