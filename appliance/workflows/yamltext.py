@@ -178,7 +178,9 @@ def _step(event: Any, line: int, stack: list[_Open]) -> Node | None:
 
 def _refuse_indirection(event: Any, line: int, stack: list[_Open]) -> None:
     if isinstance(event, yaml.AliasEvent):
-        raise YamlProblem(line, _path(stack), f"uses the alias '*{event.anchor[:40]}'; aliases are not allowed here.")
+        raise YamlProblem(
+            line, _path(stack), f"uses the alias '*{str(event.anchor)[:40]}'; aliases are not allowed here."
+        )
     if event.anchor is not None:
         raise YamlProblem(line, _path(stack), f"sets the anchor '&{event.anchor[:40]}'; anchors are not allowed here.")
     if event.tag is not None:
