@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import socket
@@ -96,7 +97,7 @@ def identity(path: Path) -> Path:
 def slow(path: Path, rounds: int = 60) -> Path:
     """`y` FP32 [512,512] from `x` [512,512] by so many products: tens of milliseconds."""
     names = ["x", *(f"m{index}" for index in range(rounds - 1)), "y"]
-    nodes = [helper.make_node("MatMul", [a, "x"], [b]) for a, b in zip(names, names[1:], strict=False)]
+    nodes = [helper.make_node("MatMul", [a, "x"], [b]) for a, b in itertools.pairwise(names)]
     shape = [512, 512]
     return save(path, nodes, [info("x", TensorProto.FLOAT, shape)], [info("y", TensorProto.FLOAT, shape)])
 
@@ -156,7 +157,9 @@ def port_of(sock: socket.socket) -> int:
     return int(sock.getsockname()[1])
 
 
-def read_response(line: socket.socket, rest: bytearray, *, head_only: bool = False) -> tuple[int, dict[str, str], bytes]:
+def read_response(
+    line: socket.socket, rest: bytearray, *, head_only: bool = False
+) -> tuple[int, dict[str, str], bytes]:
     """The next response on a connection; `rest` keeps what came behind it. Raises EOFError when there is none."""
 
     def more() -> None:

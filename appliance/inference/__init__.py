@@ -7,7 +7,8 @@ image holds this package, `appliance/__init__.py` and `appliance/errors.py`, and
     control    the host's half: status, listen, configure, drain; the holder's client
     holder     a small process that keeps every listening socket over restarts and over zero replicas
     serve      the process inside the container: control socket, model, doors
-    http       connections: strict HTTP/1.1 on uvloop, draining
+    http       accepting and draining: all connections of one process
+    connection one client: strict HTTP/1.1, deadlines
     service    one request to one response: routes, keys, counters
     protocol   Open Inference Protocol v2: what a request asks, how an answer is written
     tensors    a tensor's types and its two written forms, JSON and raw bytes

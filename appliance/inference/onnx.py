@@ -19,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# ONNX Runtime 1.32 gathers telemetry on Linux too, and would send it; it reads this when it is imported.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 import onnxruntime
 
 from appliance.errors import BadRequest, EngineRefused, NotFound
@@ -130,7 +134,7 @@ def _plain(error: Exception) -> str:
     """ONNX Runtime's own words as one sentence, without its codes and source positions."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", text)
-    text = re.sub(r"/\S*onnxruntime/\S+ ?", "", text)
+    text = re.sub(r"/\S*onnxruntime/\S+ ?|Error: (?=\S+\.cc:)|\S+\.cc:\d+ \w+ ", "", text)
     return text[:400].rstrip(". ") + "."
 
 

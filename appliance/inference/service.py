@@ -124,7 +124,7 @@ class Service:
             body = decompress(body, head.headers.get("content-encoding", ""), self.max_body_bytes)
             response = self._dispatch(head, body, finish)
         except Refusal as refusal:
-            response = protocol.error(refusal.status, refusal.message)
+            response = protocol.error(refusal.status, refusal.message, refusal.headers)
         except ApplianceError as error:
             response = protocol.error(_STATUS.get(error.code, 500), error.message)
         if response is not None:
@@ -287,12 +287,12 @@ def _word(part: str) -> str:
 
 def _only(head: Head, method: str) -> None:
     if head.method != method:
-        raise Refusal(405, f"{head.path} takes {method} alone.")
+        raise Refusal(405, f"{head.path} takes {method} alone.", b"Allow: %b\r\n" % method.encode())
 
 
 def _read(head: Head, document: Any) -> Response:
     if head.method == "POST":
-        raise Refusal(405, f"{head.path} takes GET alone.")
+        raise Refusal(405, f"{head.path} takes GET alone.", b"Allow: GET, HEAD\r\n")
     return Response(200, content_type=b"text/plain") if document is None else _json(document)
 
 

@@ -44,11 +44,12 @@ _ONCE = frozenset(
 
 
 class Refusal(BadRequest):
-    """What cannot be understood or is not allowed; `status` is the HTTP status that says so."""
+    """What cannot be understood or is not allowed; `status` is the HTTP status that says so, `headers` whole lines."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, headers: bytes = b"") -> None:
         super().__init__(message)
         self.status = status
+        self.headers = headers
 
 
 @dataclass(frozen=True, slots=True)
