@@ -51,6 +51,15 @@ def command_of(pid: int) -> str | None:
     return " ".join(words.replace("\0", " ").split())
 
 
+def parent_of(pid: int) -> int | None:
+    """The process that started `pid`; None when it is gone."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+    except OSError:
+        return None
+    return int(after_name.split()[1])
+
+
 def _listening_inodes(port: int) -> Iterator[str]:
     for table in ("tcp", "tcp6"):
         try:

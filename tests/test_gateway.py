@@ -325,6 +325,10 @@ def test_a_busy_port_is_named_with_who_holds_it(tmp_path: Path) -> None:
     assert gateway.pid() is None
 
 
+def test_ports_that_are_ours_already_are_not_busy(door: Door) -> None:
+    Gateway(door.config).check_ports()
+
+
 def test_starting_twice_starts_one(door: Door) -> None:
     before = door.gateway.pid()
 

@@ -77,7 +77,7 @@ class Gateway:
         """
         if self.pid() is not None:
             return False
-        self._refuse_busy_ports()
+        self.check_ports()
         self.pid_path.unlink(missing_ok=True)
         self._nginx("cannot be started")
         self._told, self._told_at = _text_of(self.conf_path), clock.monotonic()
@@ -88,7 +88,7 @@ class Gateway:
         self._prepare()
         if _text_of(self.conf_path) is None:
             self._replace(render((), self._config, self._facts()))
-        self._refuse_busy_ports()
+        self.check_ports()
         command = [*self._command(), "-g", "daemon off;"]
         os.execv(command[0], command)  # noqa: S606 - a list of arguments, no shell
 
@@ -112,6 +112,18 @@ class Gateway:
             if clock.monotonic() > deadline:
                 raise PreconditionFailed(f"nginx (process {pid}) does not stop; end it with `kill -9 {pid}`.")
             time.sleep(0.02)
+
+    def check_ports(self) -> None:
+        """Both ports are free, or ours already. Raises PreconditionFailed that names the holder."""
+        pid = self.pid()
+        for key in ("https_port", "http_port"):
+            port = getattr(self._config, key)
+            holder = ports.find_listener(port)
+            if holder and not (pid and holder.pid and pid in (holder.pid, ports.parent_of(holder.pid))):
+                raise PreconditionFailed(
+                    f"Port {port} ({key}) is held by {holder}; stop it, or choose another {key} in appliance.toml and "
+                    "run `applianced reconfigure`."
+                )
 
     # -- the parts of it ---------------------------------------------------------------------------------------------
 
@@ -156,15 +168,6 @@ class Gateway:
         os.kill(pid, signal.SIGHUP)
         self._told, self._told_at = text, clock.monotonic()
         return 0.0
-
-    def _refuse_busy_ports(self) -> None:
-        for key in ("https_port", "http_port"):
-            port = getattr(self._config, key)
-            if holder := ports.find_listener(port):
-                raise PreconditionFailed(
-                    f"Port {port} ({key}) is held by {holder}; stop it, or choose another {key} in appliance.toml and "
-                    "run `applianced reconfigure`."
-                )
 
     def _command(self, conf: Path | None = None) -> list[str]:
         program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
