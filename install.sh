@@ -47,7 +47,7 @@ TEXT
 
 # -- what the screen shows ----------------------------------------------------------------------------------------------
 
-STEP="" REASON="" REMEDY="" NOTE="" LOG=/dev/null STEP_STARTED=0 LOG_SIZE=0
+AGAIN=./install.sh STEP="" REASON="" REMEDY="" NOTE="" LOG=/dev/null STEP_STARTED=0 LOG_SIZE=0
 
 say() { printf '%s\n' "$*" >&3; }
 
@@ -96,7 +96,7 @@ ended() {
       fi
       say "The whole log: $LOG"
     fi
-    [[ -z $STEP ]] || say "Then run ./install.sh again: it goes on where it stopped."
+    [[ -z $STEP ]] || say "Then run $AGAIN again: it goes on where it stopped."
   fi
   exit "$code"
 }
@@ -174,14 +174,14 @@ apt_install() {
     die "apt cannot install: $*." "Try \`apt-get install $*\` by hand; it says what is in the way."
 }
 
-# Debian's nginx package would start a site on port 80 as it is installed. A policy of our own holds it back meanwhile;
-# where the machine has a policy of its own, that one stands.
-install_packages() {
-  local wanted=(nginx=nginx iptables=iptables git=git mmdebstrap=mmdebstrap venv=python3-venv
-    /etc/ssl/certs/ca-certificates.crt=ca-certificates) missing
-  engine_answers || have dockerd || wanted+=(dockerd=docker.io)
-  mapfile -t missing < <(PATH=$PATH:/usr/sbin:/sbin missing_packages "${wanted[@]}")
+# ensure_packages [COMMAND=PACKAGE]...: every command is there. Debian's nginx package would start a site on port 80 as it
+# is installed: a policy of our own holds it back meanwhile, and one that was not there before is left disabled. Where the
+# machine has a policy of its own, that one stands.
+ensure_packages() {
+  local missing
+  mapfile -t missing < <(PATH=$PATH:/usr/sbin:/sbin missing_packages "$@")
   if ((${#missing[@]})); then
+    ((EUID == 0)) || die "These packages are missing: ${missing[*]}." "As root: apt-get install ${missing[*]}"
     [[ " ${missing[*]} " != *" nginx "* ]] || touch "$STATE/nginx-is-new"
     [[ " ${missing[*]} " != *" docker.io "* ]] || write_docker_configuration
     if [[ ! -e $POLICY ]]; then
@@ -194,13 +194,23 @@ install_packages() {
     note "already there"
   fi
   drop_policy
-  have docker || apt_install docker-cli
   if [[ -e $STATE/nginx-is-new ]]; then
-    if systemd_runs; then systemctl disable --now nginx.service; fi
-    if ! systemd_runs && have update-rc.d; then update-rc.d nginx disable || true; fi
+    if systemd_runs; then
+      systemctl disable --now nginx.service
+    elif have update-rc.d; then
+      update-rc.d nginx disable || true
+    fi
     rm -f "$STATE/nginx-is-new"
   fi
   [[ -n $(find_python) ]] || die "There is no Python 3.11 or newer with venv." "Use Debian 12 or newer."
+}
+
+install_packages() {
+  local wanted=(nginx=nginx iptables=iptables git=git mmdebstrap=mmdebstrap venv=python3-venv
+    /etc/ssl/certs/ca-certificates.crt=ca-certificates)
+  engine_answers || have dockerd || wanted+=(dockerd=docker.io)
+  ensure_packages "${wanted[@]}"
+  have docker || apt_install docker-cli
 }
 
 drop_policy() {
@@ -400,17 +410,18 @@ start_engine() {
   note "started"
 }
 
-# A dockerd that was killed leaves a pid file, which stops the next one from starting.
+# start_dockerd LOG PIDFILE: in the background. A dockerd that was killed leaves a pid file, which stops the next one from starting.
 start_dockerd() {
   local old
   old=$(cat /var/run/docker.pid 2>/dev/null || true)
   if [[ -n $old ]] && ! grep -qs dockerd "/proc/$old/cmdline"; then rm -f /var/run/docker.pid; fi
-  background dockerd "$1" "$2" dockerd
+  background "$1" "$2" dockerd
 }
 
-build_images() {
-  "$PREFIX/venv/bin/python" -m appliance.runtime.images build ||
-    die "The container images could not be built." "The log's last lines say why; a mirror, index or proxy out of reach is the usual cause."
+# build_image PYTHON NAME: the image is there and made of today's recipe and code.
+build_image() {
+  "$1" -m appliance.runtime.images build --only "$2" ||
+    die "The container image $2 could not be built." "The log's last lines say why; a mirror, index or proxy out of reach is the usual cause."
 }
 
 # -- processes ----------------------------------------------------------------------------------------------------------
@@ -425,10 +436,10 @@ wait_for() {
   done
 }
 
-# background NAME LOG PIDFILE COMMAND...: a process of its own session, whose pid lies in PIDFILE.
+# background LOG PIDFILE COMMAND...: a process of its own session, whose pid lies in PIDFILE.
 background() {
-  local log=$2 pid_file=$3
-  shift 3
+  local log=$1 pid_file=$2
+  shift 2
   setsid "$@" </dev/null >>"$log" 2>&1 3>&- 9>&- &
   echo $! >"$pid_file"
 }
@@ -505,7 +516,7 @@ start_processes() {
         die "systemd cannot start $(unit_of "$name")." "See: journalctl -u $(unit_of "$name")"
     else
       end "$RUN_DIR/$name.pid" "$(word_of "$name")" 20
-      background "$name" "$LOG_DIR/$name.log" "$RUN_DIR/$name.pid" "$PREFIX/venv/bin/applianced" "$name"
+      background "$LOG_DIR/$name.log" "$RUN_DIR/$name.pid" "$PREFIX/venv/bin/applianced" "$name"
     fi
     echo "$wanted" >"$RUN_DIR/$name.started-with"
   done
@@ -586,6 +597,7 @@ summary() {
 }
 
 install_all() {
+  local image
   step "Packages" install_packages
   step "Configuration" write_configuration
   read_configuration
@@ -595,7 +607,7 @@ install_all() {
   step "Program" install_program
   step "Commands" link_commands
   step "Docker engine" start_engine
-  step "Container images" build_images
+  for image in base datascience serving; do step "Image $image" build_image "$PREFIX/venv/bin/python" "$image"; done
   step "Set-up" set_up
   ! systemd_runs || step "Units" install_units
   step "Ports" check_ports
