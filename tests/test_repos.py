@@ -10,7 +10,6 @@ import os
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -370,9 +369,7 @@ def test_links_and_submodules_are_named_but_never_followed(repos: Repos, git: Gi
     ]
 
 
-@pytest.mark.parametrize(
-    "name", ["../../x", "-x", "HEAD.lock", "refs/../../x", "a..b", "a b", "x\n", "@{0}", ".git/config"]
-)
+@pytest.mark.parametrize("name", ["../../x", "HEAD.lock", "refs/../../x", "a..b", "a b", "x\n", "@{0}", ".git/config"])
 def test_a_ref_with_a_wrong_name_is_refused_and_no_file_appears(repos: Repos, git: Git, name: str) -> None:
     sha = git.commit({"a": "1"})
     before = {path for path in repos.folder.parent.rglob("*") if "work" not in path.parts}
@@ -392,6 +389,17 @@ def test_a_ref_with_a_wrong_name_is_refused_and_no_file_appears(repos: Repos, gi
     assert all("objects" in path.parts for path in appeared)
 
 
+def test_a_branch_that_looks_like_an_option_is_stored_inert(repos: Repos, git: Git) -> None:
+    sha = git.commit({"a": "1"})
+
+    git.run("push", "-q", str(repos.path(PROJECT)), "main:refs/heads/-x", "main:refs/heads/--upload-pack=x")
+
+    assert repos.refs(PROJECT) == {"refs/heads/--upload-pack=x": sha, "refs/heads/-x": sha}
+    assert repos.resolve(PROJECT, "refs/heads/-x") == sha
+    with pytest.raises(NotFound):
+        repos.resolve(PROJECT, "-x")
+
+
 def test_a_tree_that_holds_dot_git_is_refused(repos: Repos, git: Git) -> None:
     blob = git.run("hash-object", "-w", "--stdin", stdin=b"x").strip()
     raw = b"100644 .git\0" + bytes.fromhex(blob)
@@ -406,16 +414,16 @@ def test_a_tree_that_holds_dot_git_is_refused(repos: Repos, git: Git) -> None:
 
 def test_a_huge_object_in_a_small_pack_is_never_read_into_memory(repos: Repos, git: Git) -> None:
     with (git.folder / "zeros").open("wb") as file:
-        file.truncate(300 * 1024 * 1024)
+        file.truncate(64 * 1024 * 1024)
     sha = git.commit({})
     git.run("push", "-q", str(repos.path(PROJECT)), "main")
     pack = next((repos.path(PROJECT) / "objects" / "pack").glob("*.pack"))
     assert pack.stat().st_size < 2 * 1024 * 1024
 
-    with pytest.raises(TooLarge, match="has 314,572,800 bytes; at most 8,388,608"):
+    with pytest.raises(TooLarge, match="has 67,108,864 bytes; at most 8,388,608"):
         repos.read(PROJECT, sha, "zeros")
 
-    assert repos.list_dir(PROJECT, sha)[0].size_bytes == 300 * 1024 * 1024
+    assert repos.list_dir(PROJECT, sha)[0].size_bytes == 64 * 1024 * 1024
 
 
 # -- the wire ----------------------------------------------------------------------------------------------------------
@@ -607,7 +615,6 @@ def test_the_watch_names_every_project_once_and_then_those_that_moved(repos: Rep
     seen.clear()
     repos.create("p3")
     wait_until(lambda: "p3" in seen, 10, "a new repository is watched")
-    wait_until(lambda: time.monotonic(), 1, "nothing")
     seen.clear()
     git.run("push", "-q", str(repos.path("p3")), "main")
     wait_until(lambda: "p3" in seen, 10, "a push to the new repository is noticed")

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import watchfiles
 
-STEP_MS = 100
+STEP_MS = 200
 DEBOUNCE_MS = 400
+FIRST_MS = 300
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class _Either:
 def watch(
     folder: Path, projects: Callable[[], list[str]], changed: threading.Event, stop: threading.Event
 ) -> Iterator[str]:
-    """Each project once whenever the set of repositories changes (a move between two watches is found so), then as moved."""
+    """Each project once when the set of repositories has changed (so a move between two watches is found), then as moved."""
     while not stop.is_set():
         changed.clear()
         known = projects()
@@ -44,13 +45,16 @@ def watch(
             stop_event=_Either(stop, changed),
             step=STEP_MS,
             debounce=DEBOUNCE_MS,
-            rust_timeout=60_000,
-            yield_on_timeout=False,
+            rust_timeout=FIRST_MS,
+            yield_on_timeout=True,
             raise_interrupt=False,
             ignore_permission_denied=True,
         )
-        yield from known
+        begun = False
         for batch in notices:
+            if not begun:  # only now is it certain that the kernel tells: a move before this moment is in the refs
+                begun = True
+                yield from known
             yield from sorted({moved for _, path in batch if (moved := _project(folder, path))})
 
 

@@ -146,8 +146,8 @@ class _Nodes:
             return Scalar("", "null", None)
         if isinstance(value, bool):
             return Scalar("true" if value else "false", "bool", None)
-        if isinstance(value, int | float):
-            return Scalar(repr(value)[:400], "int" if isinstance(value, int) else "float", None)
+        if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**64):
+            return Scalar(repr(value), "int" if isinstance(value, int) else "float", None)
         if isinstance(value, str):
             self.letters += len(value)
             if self.letters > MAX_BYTES:

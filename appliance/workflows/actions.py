@@ -13,6 +13,8 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 
+from appliance import ids
+from appliance.errors import BadRequest
 from appliance.workflows.plan import (
     CONTEXT_REF,
     CONTEXT_URL,
@@ -164,7 +166,7 @@ def _checkout_folder(job: Job, spot: Spot | None) -> tuple[str, str]:
 def _create_model(job: Job) -> Action | None:
     params = job.params("name", "type")
     spot = job.required(params, "name", "my-model")
-    name = _name(spot) if spot else None
+    name = _name(spot, "model") if spot else None
     kind = job.required(params, "type", "ONNX")
     model_type = _model_type(kind) if kind else None
     _need_input(job, "model", IOType.DATASET, "the dataset that holds the model's files")
@@ -175,7 +177,7 @@ def _create_model(job: Job) -> Action | None:
 def _deploy(job: Job) -> Action | None:
     params = job.params("name", "replicas", "machineType", "instance-type", "threads")
     spot = job.required(params, "name", "my-deployment")
-    name = _name(spot) if spot else None
+    name = _name(spot, "deployment") if spot else None
     replicas = params["replicas"].number(1, MAX_REPLICAS, "how many replicas run") if "replicas" in params else 1
     threads = params["threads"].number(1, MAX_THREADS, "threads of one replica") if "threads" in params else None
     machine_type = machine_type_of(params)
@@ -251,12 +253,15 @@ def _arguments(spot: Spot) -> tuple[str, ...]:
     return tuple(text for item in spot.items() if (text := item.text()) is not None)
 
 
-def _name(spot: Spot) -> str | None:
+def _name(spot: Spot, what: str) -> str | None:
     text = spot.full_text()
-    if text is not None and not NAME.fullmatch(text):
-        spot.say(f"{quoted(text)} is no name; use at most 100 letters, digits, '-' and '_'.")
+    if text is None:
         return None
-    return text
+    try:
+        return ids.name(text, what)
+    except BadRequest as error:
+        spot.say(error.message)
+        return None
 
 
 def _model_type(spot: Spot) -> str | None:

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 
+from appliance import ids
+from appliance.errors import BadRequest
 from appliance.workflows.actions import NAME, Job, machine_type_of, read_action, refuse_secret
 from appliance.workflows.plan import (
     Filter,
@@ -36,7 +38,6 @@ _TOP = ("name", "on", "context", "defaults", "inputs", "jobs", "timeout")
 _JOB = ("needs", "uses", "with", "env", "resources", "inputs", "outputs", "timeout")
 _RESOURCES = ("instance-type", "machineType")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
-_DATASET_REF = re.compile(r"[A-Za-z0-9_-]{1,100}(/[A-Za-z0-9_.-]{1,100})?(:[A-Za-z0-9_.-]{1,100})?")
 _REFERENCE = re.compile(r"([A-Za-z0-9_-]+)\.(inputs|outputs)\.([A-Za-z0-9_-]+)")
 
 
@@ -189,11 +190,13 @@ def _dataset_ref(fields: Mapping[str, Spot]) -> tuple[str | None, Spot | None]:
         return None, given[0] if given else None
     if _REFERENCE.fullmatch(text):
         given[0].say(f"{quoted(text)} is a reference, not a dataset; write it alone, as NAME: {text}.")
-    elif not _DATASET_REF.fullmatch(text):
-        given[0].say(f"{quoted(text)} is no dataset; write NAME, NAME:TAG, NAME:VERSION or a dataset's id.")
-    else:
-        return text, given[0]
-    return None, given[0]
+        return None, given[0]
+    try:
+        ids.ref(text, "dataset")
+    except BadRequest as error:
+        given[0].say(error.message)
+        return None, given[0]
+    return text, given[0]
 
 
 def _declared(spot: Spot | None) -> dict[str, InputDecl]:

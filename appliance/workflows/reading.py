@@ -113,8 +113,10 @@ class Spot:
     def text(self) -> str | None:
         """Its source text, a number's or a truth value's too."""
         if isinstance(self.node, Scalar) and self.node.kind != "null":
-            return self.node.text
-        if self.is_empty:
+            if not _UNFIT.search(self.node.text):
+                return self.node.text
+            self.say("holds a character that no text may have (NUL, or half of a surrogate pair).")
+        elif self.is_empty:
             self.say('has no value; write one ("" for an empty text).')
         else:
             self.say(f"must be a text, not {_kind(self.node)}.")
