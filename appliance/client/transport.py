@@ -60,6 +60,8 @@ class Transport:
         headers = {"user-agent": f"appliance/{__version__}", "accept": "application/json"}
         if key:
             headers["authorization"] = f"Bearer {key}"
+        else:  # a session's cookie is only honoured with a word on who sends it; see appliance/web/origin.py
+            headers["origin"] = "{0.scheme}://{0.netloc}".format(urlsplit(self.url))
         self._http = httpx.Client(
             base_url=self.url,
             headers=_ascii(headers),
@@ -92,8 +94,14 @@ class Transport:
 
     def call(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
         """The JSON of the answer. Raises what the answer's code says, or Unreachable."""
-        request = self._request(method, path, query, json=body) if body is not None else None
-        return _decoded(self._send(request or self._request(method, path, query), again=method != "POST"))
+        return _decoded(self.answer(method, path, query=query, body=body))
+
+    def answer(
+        self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None
+    ) -> httpx.Response:
+        """The answer itself, with its headers; a successful one."""
+        more = {} if body is None else {"json": body}
+        return self._send(self._request(method, path, query, **more), again=method != "POST")
 
     def upload(self, path: str, source: Path) -> Any:
         """PUT a file's bytes as they are, without holding them in memory."""
