@@ -78,6 +78,19 @@ def ensure(config: Config) -> Certificates:
     return Certificates(ca_path, path, key_path, fingerprint(authority), leaf.not_valid_after_utc)
 
 
+def find(config: Config) -> Certificates | None:
+    """What `ensure` made last, or the administrator's; None before the first. Makes and checks nothing."""
+    own = config.tls_certificate is not None and config.tls_key is not None
+    path = config.tls_certificate or config.tls_dir / "server.crt"
+    ca_path = config.tls_dir / "ca.crt"
+    if not path.exists() or not (own or ca_path.exists()):
+        return None
+    leaf = _load_certificate(path)
+    shown = leaf if own else _load_certificate(ca_path)
+    key = config.tls_key or config.tls_dir / "server.key"
+    return Certificates(None if own else ca_path, path, key, fingerprint(shown), leaf.not_valid_after_utc)
+
+
 def wanted_names(config: Config) -> tuple[str, ...]:
     """Every name and address that the certificate carries, sorted: the configured ones and the machine's addresses."""
     return tuple(sorted({*config.host_names(), *machine_addresses(bridges=False)}))
