@@ -85,8 +85,8 @@ def changed(path: str) -> errors.BadRequest:
 
 def fsync(fd: int, what: str) -> None:
     """Makes what was written through `fd` durable. Raises DiskFull, or DurabilityLost for every other failure."""
-    failpoints.hit("fsync")
     try:
+        failpoints.hit("fsync")
         os.fsync(fd)
     except OSError as error:
         if error.errno in FULL:

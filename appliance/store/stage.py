@@ -43,8 +43,8 @@ class Stage:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         made = self.folder.parent / f"{self._part_prefix}{os.urandom(8).hex()}"
         try:
+            size_bytes = self._fill(made, path, chunks, executable, max_bytes)
             with disk.translated(f"writing {path!r}"):
-                size_bytes = self._fill(made, path, chunks, executable, max_bytes)
                 self._move_in(made, parts)
         finally:
             made.unlink(missing_ok=True)
@@ -88,8 +88,10 @@ class Stage:
         return f".{self.folder.name}.part-"
 
     def _fill(self, made: Path, path: str, chunks: Iterable[bytes], executable: bool, max_bytes: int | None) -> int:
-        failpoints.hit("stage-create")
-        fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755 if executable else 0o644)
+        # Only our own calls are translated: an error of `chunks` is its maker's, and passes as it is.
+        with disk.translated(f"writing {path!r}"):
+            failpoints.hit("stage-create")
+            fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755 if executable else 0o644)
         try:
             size_bytes = unchecked = 0
             disk.check_room(self.folder, 0, self._floor_bytes)
@@ -100,7 +102,8 @@ class Stage:
                 if unchecked >= _ROOM_EVERY:
                     disk.check_room(self.folder, len(chunk), self._floor_bytes)
                     unchecked = 0
-                disk.write_all(fd, chunk)
+                with disk.translated(f"writing {path!r}"):
+                    disk.write_all(fd, chunk)
             disk.fsync(fd, f"the bytes of {path!r}")
             return size_bytes
         finally:

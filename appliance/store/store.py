@@ -107,7 +107,10 @@ class Store:
     def _put(self, source: Path, claim: Claim, move: bool) -> Tree:
         found, size_bytes = ingest.scan(source)
         if size_bytes > disk.room(self._layout.root).total_bytes:
-            raise errors.DiskFull(f"The folder claims {size_bytes} bytes, which is more than the whole disk has.")
+            raise errors.DiskFull(
+                f"The folder's files claim {size_bytes} bytes (holes count in full), which is more than the whole disk "
+                "has. Store less, or delete what is not needed."
+            )
         work = self._layout.tmp / f"put-{os.urandom(8).hex()}"
         with disk.translated("storing the folder"):
             writer = ingest.Writer(self._objects, claim, work, self._floor_bytes)
