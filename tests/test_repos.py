@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import http.client
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -18,8 +19,8 @@ import pytest
 import uvicorn
 from waiting import wait_until
 
-from appliance.errors import ApplianceError, BadRequest, NotFound, PreconditionFailed, TooLarge
-from appliance.repos import Repos, hook_server
+from appliance.errors import ApplianceError, BadRequest, Corrupt, NotFound, PreconditionFailed, TooLarge
+from appliance.repos import Repos, hook_server, http_backend
 
 PROJECT = "p28rlnvnw51"
 WORKFLOW = "on: push\njobs: {a: {uses: script@v1, with: {script: echo}}}\n"
@@ -363,10 +364,6 @@ def test_links_and_submodules_are_named_but_never_followed(repos: Repos, git: Gi
         repos.read(PROJECT, sha, "out")
     with pytest.raises(NotFound):
         repos.read(PROJECT, sha, "out/passwd")
-    assert [entry.path for entry, _ in repos.walk(PROJECT, sha) if entry.kind == "file"] == [
-        ".gradient/workflows/big.yaml",
-        ".gradient/workflows/good.yml",
-    ]
 
 
 @pytest.mark.parametrize("name", ["../../x", "HEAD.lock", "refs/../../x", "a..b", "a b", "x\n", "@{0}", ".git/config"])
@@ -409,6 +406,16 @@ def test_a_tree_that_holds_dot_git_is_refused(repos: Repos, git: Git) -> None:
     answer = git.run("push", str(repos.path(PROJECT)), f"{commit}:refs/heads/main", fails=True)
 
     assert "hasDotgit" in answer
+    assert repos.refs(PROJECT) == {}
+
+
+def test_a_push_of_very_many_refs_is_refused_with_a_sentence(repos: Repos, git: Git) -> None:
+    sha = git.commit({"a": "1"})
+    git.run("update-ref", "--stdin", stdin=b"".join(b"create refs/x/%d %s\n" % (n, sha.encode()) for n in range(5001)))
+
+    answer = git.run("push", "-q", str(repos.path(PROJECT)), "refs/x/*:refs/tags/*", fails=True)
+
+    assert "remote: a push may move at most 5000 refs; push fewer at once" in answer
     assert repos.refs(PROJECT) == {}
 
 
@@ -501,6 +508,52 @@ def _git_processes(repos: Repos) -> list[str]:
     return found
 
 
+def test_a_client_that_leaves_a_download_leaves_no_process(repos: Repos, git: Git, url: str) -> None:
+    sha = git.commit({"big.bin": os.urandom(16 * 1024 * 1024)})
+    git.run("push", "-q", str(repos.path(PROJECT)), "main")
+    wants = f"0032want {sha}\n".encode() + b"0000" + b"0009done\n"
+    host, port = url.removeprefix("http://").partition("/")[0].split(":")
+
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        client.sendall(
+            f"POST /{PROJECT}.git/git-upload-pack HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(wants)}\r\n"
+            "Content-Type: application/x-git-upload-pack-request\r\n\r\n".encode()
+            + wants
+        )
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+
+    wait_until(lambda: not _git_processes(repos), 10, "git has ended after its client left")
+
+
+def test_git_is_ended_when_its_time_is_over(repos: Repos) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    async def ask() -> int:
+        answer = await http_backend(
+            repos.folder,
+            f"{PROJECT}.git",
+            method="POST",
+            path_info="/git-receive-pack",
+            query="",
+            content_type="application/x-git-receive-pack-request",
+            headers={},
+            body=never(),
+            user="ana",
+            time_s=0.2,
+        )
+        async with contextlib.aclosing(answer.body):  # type: ignore[type-var]
+            text = b"".join([part async for part in answer.body])
+        await answer.close()
+        assert b"git gave no answer" in text or answer.status == 200
+        return answer.status
+
+    asyncio.run(ask())
+
+    assert _git_processes(repos) == []
+
+
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
@@ -554,6 +607,56 @@ def test_a_repository_without_workflows_has_none(repos: Repos, git: Git) -> None
     git.run("push", "-q", str(repos.path(PROJECT)), "main")
 
     assert repos.workflow_files(PROJECT, sha).files == ()
+
+
+def test_a_checkout_holds_files_modes_and_links_and_nothing_else(repos: Repos, git: Git, tmp_path: Path) -> None:
+    (git.folder / "run.sh").write_text("#!/bin/sh\n")
+    (git.folder / "run.sh").chmod(0o755)
+    (git.folder / "link").symlink_to("/etc/passwd")
+    git.run("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},sub")
+    git.run("add", "run.sh", "link")
+    content = os.urandom(3 * 1024 * 1024)
+    (git.folder / "deep").mkdir()
+    (git.folder / "deep" / "ü.bin").write_bytes(content)
+    git.run("add", "deep")
+    git.run("commit", "-q", "-m", "all kinds")
+    sha = git.run("rev-parse", "HEAD").strip()
+    git.run("push", "-q", str(repos.path(PROJECT)), "main")
+    target = tmp_path / "target"
+    target.mkdir()
+
+    size = repos.checkout(PROJECT, sha, target)
+
+    assert size == len(content) + 10
+    assert sorted(str(path.relative_to(target)) for path in target.rglob("*")) == [
+        "deep",
+        "deep/ü.bin",
+        "link",
+        "run.sh",
+        "sub",
+    ]
+    assert (target / "deep" / "ü.bin").read_bytes() == content
+    assert [(target / name).lstat().st_mode & 0o777 for name in ("run.sh", "deep/ü.bin")] == [0o755, 0o644]
+    assert (target / "link").readlink() == Path("/etc/passwd")
+    with pytest.raises(Corrupt, match="was not empty"):
+        repos.checkout(PROJECT, sha, target)
+
+
+@pytest.mark.parametrize("entry", [b"40000 ..", b"120000 ..", b"100644 a/b", b"40000 .git", b"40000 .GIT"])
+def test_a_checkout_writes_nothing_outside_its_folder(repos: Repos, git: Git, tmp_path: Path, entry: bytes) -> None:
+    inner = git.run("hash-object", "-w", "-t", "tree", "--stdin", stdin=b"").strip()
+    blob = git.run("hash-object", "-w", "--stdin", stdin=b"x").strip()
+    raw = entry + b"\0" + bytes.fromhex(inner if entry.startswith(b"4") else blob)
+    tree = git.run("hash-object", "-w", "-t", "tree", "--literally", "--stdin", stdin=raw).strip()
+    commit = git.run("commit-tree", tree, "-m", "evil").strip()
+    shutil.copytree(git.folder / ".git" / "objects", repos.path(PROJECT) / "objects", dirs_exist_ok=True)
+    target = tmp_path / "outer" / "target"
+    target.mkdir(parents=True)
+
+    with pytest.raises(Corrupt):
+        repos.checkout(PROJECT, commit, target)
+
+    assert [path.name for path in (tmp_path / "outer").rglob("*")] == ["target"]
 
 
 # -- the folder --------------------------------------------------------------------------------------------------------

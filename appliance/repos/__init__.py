@@ -6,6 +6,7 @@ out, no link is followed, no hook of a user's runs. A push is never refused for 
 
     bare    create, remove, refs, read       wire    smart HTTP over `git http-backend`
     hook    what the pusher is told          watch   which repositories' refs moved
+    reader  objects, by git cat-file         checkout   a commit's files into a folder
 
 Why: a pack is hostile input. git checks it before a ref moves, and its memory is not the daemon's.
 """
@@ -14,6 +15,15 @@ from __future__ import annotations
 
 from appliance.repos.bare import CommitInfo, Repos, WorkflowFiles
 from appliance.repos.hook import HookServer, hook_server
-from appliance.repos.wire import HttpAnswer, http_backend
+from appliance.repos.wire import HttpAnswer, http_backend, service_of
 
-__all__ = ["CommitInfo", "HookServer", "HttpAnswer", "Repos", "WorkflowFiles", "hook_server", "http_backend"]
+__all__ = [
+    "CommitInfo",
+    "HookServer",
+    "HttpAnswer",
+    "Repos",
+    "WorkflowFiles",
+    "hook_server",
+    "http_backend",
+    "service_of",
+]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import os
 import re
 import secrets
 import shutil
@@ -29,6 +30,7 @@ from appliance import clock
 from appliance.errors import BadRequest, Corrupt, NotFound, PreconditionFailed, TooLarge
 from appliance.records import FileEntry
 from appliance.repos import hook, watch
+from appliance.repos.checkout import checkout
 from appliance.repos.reader import Reader, git_environment
 from appliance.repos.wire import HttpAnswer, http_backend
 
@@ -87,13 +89,15 @@ class Repos:
         return self.folder / f"{project_id}.git"
 
     def create(self, project_id: str) -> Path:
-        """The project's repository is there, with the configuration of this release. May be called again."""
+        """The project's repository is there and durable, with this release's configuration. May be called again."""
         path = self.path(project_id)
         if not path.exists():
             fresh = self.folder / f".new-{project_id}-{secrets.token_hex(4)}"
             _git("init", "--quiet", "--bare", "--template=", "--initial-branch=main", str(fresh))
             self._configure(fresh)
+            _sync(*fresh.rglob("*"), fresh)
             fresh.rename(path)
+            _sync(self.folder)
             self._changed.set()
         else:
             self._configure(path)
@@ -199,22 +203,10 @@ class Repos:
                 raise BadRequest(f"{path!r} is a {_kind(mode)}, not a file.")
             return reader.contents(blob, limit)[1]
 
-    def walk(self, project_id: str, sha: str, path: str = "") -> Iterator[tuple[FileEntry, bytes]]:
-        """Every file and link below `path` with its bytes, folder by folder; submodules are left out.
-
-        For a checkout into a folder of the caller's: a link's bytes are its target, which the caller must not follow.
-        One file's bytes are in memory at a time, at most 512 MiB.
-        """
+    def checkout(self, project_id: str, sha: str, target: Path) -> int:
+        """`target`, an empty folder, holds the commit's files; returns their bytes. See `checkout.checkout`."""
         with self._reader(project_id) as reader:
-            mode, tree = _find(reader, _sha(sha), path)
-            waiting = [(tree, path.strip("/"))] if stat.S_ISDIR(mode) else []
-            while waiting:
-                folder, prefix = waiting.pop()
-                for entry in _entries(reader, folder, prefix):
-                    if entry.kind == "directory":
-                        waiting.append((str(entry.hash), entry.path))
-                    elif entry.kind in ("file", "symlink"):
-                        yield entry, reader.contents(str(entry.hash), DEFAULT_PUSH_BYTES)[1]
+            return checkout(reader, reader.commit(_sha(sha)).tree.decode(), target)
 
     def workflow_files(self, project_id: str, sha: str) -> WorkflowFiles:
         """The files of `.gradient/workflows` at a commit: `*.yaml` and `*.yml`, plain files of at most 1 MiB."""
@@ -323,6 +315,15 @@ _CONFIG = """[core]
 
 def _quoted(value: str) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _sync(*paths: Path) -> None:
+    for path in paths:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def _git(*arguments: str, timeout_s: float = 60) -> None:

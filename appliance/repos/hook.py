@@ -1,8 +1,8 @@
 """What a pusher is told: a post-receive hook of the appliance's own asks the daemon and prints what it answers.
 
-What this keeps true: the hook never fails and never changes a push, which is over when it runs; it is the only hook
-there is, in one folder outside all repositories that `core.hooksPath` points at; it works the same for a push over
-HTTP, a path or SSH. The daemon's side takes connections of its own user and of root alone, and hands a pusher no
+What this keeps true: the hook never fails and never changes a push, which is over when it runs. It and a guard that
+counts refs are the only hooks there are, in one folder outside all repositories that `core.hooksPath` points at; they
+work the same for a push over HTTP, a path or SSH. The daemon's side takes connections of its own user and of root alone, and hands a pusher no
 control characters.
 
 Why: git's sideband carries a hook's output and nothing else, so a hook is the only way to show the runs' URLs.
@@ -28,8 +28,8 @@ from appliance.errors import PreconditionFailed
 Update = tuple[str, str | None, str | None]
 OnPush = Callable[[str, list[Update], str], Iterable[str]]
 
-HOOK = "post-receive"
 MAX_UPDATES = 1000
+MAX_REFS = 5000
 MAX_MESSAGE = 1024 * 1024
 ASK_S = 10.0
 ANSWER_S = 60.0
@@ -83,11 +83,20 @@ except Exception as error:
     print(f"the push is kept, but the appliance could not be told: {{error}}")
 '''
 
+# Before anything moves: refs are files, and a push of a million of them would be a million files.
+GUARD = f"""#!/bin/sh
+if [ "$(wc -l)" -gt {MAX_REFS} ]; then
+  echo "a push may move at most {MAX_REFS} refs; push fewer at once"
+  exit 1
+fi
+"""
+
 
 def install(folder: Path, address: Path | None) -> None:
-    """`folder` holds the hook and the daemon's address, both readable by who pushes and writable by their owner alone."""
+    """`folder` holds the hooks and the daemon's address, readable by who pushes and writable by their owner alone."""
     folder.mkdir(mode=0o755, exist_ok=True)
-    _replace(folder / HOOK, SCRIPT, 0o755)
+    _replace(folder / "post-receive", SCRIPT, 0o755)
+    _replace(folder / "pre-receive", GUARD, 0o755)
     _replace(folder / "socket", f"{address or ''}\n", 0o644)
 
 

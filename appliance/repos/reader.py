@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,7 +22,8 @@ from appliance.errors import Corrupt, NotFound, TooLarge
 
 MAX_NODE = 16 * 1024 * 1024
 MEMORY_BYTES = 2 * 1024**3
-CPU_S = 60
+CPU_S = 600
+PIECE = 1024 * 1024
 _TYPES: dict[bytes, type[ShaFile]] = {b"commit": Commit, b"tree": Tree, b"blob": Blob, b"tag": Tag}
 
 
@@ -92,6 +94,23 @@ class Reader:
         if len(data) != found[2]:
             raise Corrupt(f"git could not read the object {found[0]}.")
         return found[1].encode(), data
+
+    def stream(self, sha: str) -> tuple[int, Iterator[bytes]]:
+        """Size and bytes, a piece at a time. Read them to the end before asking for anything else."""
+        found = self.info(sha)
+        if found is None:
+            raise NotFound(f"There is no object {sha[:40]} in this repository.")
+        self._ask(f"contents {found[0]}")
+        return found[2], self._pieces(found[0], found[2])
+
+    def _pieces(self, sha: str, left: int) -> Iterator[bytes]:
+        while left:
+            piece = self._out.read(min(left, PIECE))
+            if not piece:
+                raise Corrupt(f"git could not read the object {sha}.")
+            left -= len(piece)
+            yield piece
+        self._out.read(1)
 
     def commit(self, sha: str) -> Commit:
         found = self._parsed(sha)

@@ -125,7 +125,7 @@ class _Process:
     def __init__(self, git: asyncio.subprocess.Process, body: AsyncIterator[bytes], time_s: float) -> None:
         self._git = git
         self._complaint = b""
-        self._ended = False
+        self._ended = self._mute = False
         _running.add(git.pid)
         self._tasks = [
             asyncio.create_task(self._feed(body)),
@@ -158,6 +158,7 @@ class _Process:
             raw = await self._git.stdout.readuntil(b"\r\n\r\n")
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             _LOG.warning("git http-backend gave no answer: %s", self._complaint.decode("utf-8", "replace"))
+            self._mute = True
             return 500, (("Content-Type", "text/plain; charset=utf-8"),)
         status, fields = 200, []
         for line in raw.decode("latin-1").split("\r\n"):
@@ -171,6 +172,8 @@ class _Process:
     async def rest(self) -> AsyncGenerator[bytes, None]:
         assert self._git.stdout
         try:
+            if self._mute:
+                yield b"git gave no answer; the appliance's log says why.\n"
             while part := await self._git.stdout.read(CHUNK):
                 yield part
         finally:
