@@ -233,7 +233,7 @@ def test_a_program_that_is_not_in_the_image_ends_with_127_and_its_log_names_it(m
     engine.start("ctr1")
 
     assert ended(engine).exit_code == 127
-    assert "no-such-program" in next(iter(engine.logs("ctr1"))).text
+    assert "no-such-program" in list(engine.logs("ctr1"))[0].text  # noqa: RUF015 - a log is read to its end, or closed
 
 
 def test_starting_what_was_never_created_is_refused(make: Make) -> None:
