@@ -23,9 +23,9 @@ def create(tx: Tx, actor: Actor, name: str) -> Project:
     """A new, empty project in which its creator works. Conflict when the name is taken, in whatever case."""
     name = ids.name(name, "project")
     _refuse_taken(tx, name)
-    project = Project(ids.new_id("p"), name, actor.user_id, clock.stamp())
+    project = Project(ids.new_id("p"), name, actor.email, clock.stamp())
     tx.insert(
-        "projects", {"id": project.id, "name": name, "created_by": actor.user_id, "created_at": project.created_at}
+        "projects", {"id": project.id, "name": name, "created_by": actor.email, "created_at": project.created_at}
     )
     if accounts.find_user(tx, actor.user_id):
         _add(tx, project.id, actor.user_id)
@@ -137,7 +137,7 @@ def remove_collaborator(tx: Tx, actor: Actor, project_id: str, user_id: str) -> 
 def require_owner(db: Reader, actor: Actor, project_id: str) -> Project:
     """The project, as proof that the actor may delete it and choose who works in it. NotFound or Forbidden otherwise."""
     project = require(db, actor, project_id)
-    if not (actor.is_admin or actor.user_id == project.created_by):
+    if not (actor.is_admin or actor.email == project.created_by):
         raise Forbidden(f"Only the creator of {project.name!r} or an admin may do this.")
     return project
 

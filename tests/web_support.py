@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any, cast
 
+import httpx
 import pytest
+import uvicorn
+from waiting import wait_until
 
-from appliance import accounts, clock, schema
+from appliance import accounts, clock, machine, schema
+from appliance.config import Config
 from appliance.db import Database, open_database
 from appliance.records import SYSTEM, Actor, Role
+from appliance.repos import Repos
+from appliance.store import Store
+from appliance.web.app import Site, create_app
+from appliance.web.house import House
+
+try:
+    from appliance.runtime.logs import LogStore
+except ImportError:
+    LogStore = None
 
 PASSWORD = "correct horse battery"
 
@@ -46,3 +62,86 @@ class Clock:
 
     def forward(self, **span: float) -> None:
         self.now += timedelta(**span)
+
+
+# -- the whole web -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Web:
+    """A running server on a Unix socket, as behind nginx, with real database, store and repositories; no engine."""
+
+    house: House
+    app: Site
+    socket: Path
+    boss: Actor
+    ana: Actor
+    bob: Actor
+    keys: dict[str, str]
+    _clients: list[httpx.Client]
+
+    def client(self, who: str | None = None, **headers: str) -> httpx.Client:
+        """`who` (boss, ana, bob) by API key; None is a stranger."""
+        if who:
+            headers["Authorization"] = f"Bearer {self.keys[who]}"
+        client = httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(self.socket)),
+            base_url="http://localhost",
+            headers=headers,
+            timeout=20,
+        )
+        self._clients.append(client)
+        return client
+
+
+@contextmanager
+def running_web(folder: Path) -> Iterator[Web]:
+    config = Config(data_dir=folder, run_dir=folder / "run", host_name="gpu.test")
+    config.run_dir.mkdir()
+    with database(folder) as db:
+        store = Store(config.store_dir, reserve_mib=1, floor_bytes=1 << 20)
+        logs = LogStore(config.logs_dir) if LogStore else None
+        house = House(
+            config=config,
+            db=db,
+            store=store,
+            repos=Repos(config.repos_dir),
+            engine=cast(Any, None),
+            logs=logs,
+            wake=lambda: None,
+            instance="test",
+            health=lambda: None,
+            doctor=list,
+        )
+        people = {
+            "boss": person(db, "boss@x.org", Role.ADMIN),
+            "ana": person(db, "ana@x.org"),
+            "bob": person(db, "bob@x.org"),
+        }
+        with db.write() as tx:
+            keys = {name: accounts.create_key(tx, actor, "test")[1] for name, actor in people.items()}
+            machine.take_stock(tx, [])
+        app = create_app(house)
+        clients: list[httpx.Client] = []
+        with serving(app, config.daemon_socket):
+            yield Web(house, app, config.daemon_socket, **people, keys=keys, _clients=clients)
+            for client in clients:
+                client.close()
+            app.close_streams()
+        store.close()
+
+
+@contextmanager
+def serving(app: Site, socket: Path) -> Iterator[None]:
+    server = uvicorn.Server(
+        uvicorn.Config(app, uds=str(socket), lifespan="on", log_level="warning", timeout_graceful_shutdown=5)
+    )
+    thread = threading.Thread(target=server.run, name="uvicorn")
+    thread.start()
+    try:
+        wait_until(lambda: server.started, 10, "uvicorn listens")
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive(), "the server did not stop"

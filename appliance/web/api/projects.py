@@ -1,0 +1,150 @@
+"""/v1/projects and /v1/events. `{project}` is an id or a name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from litestar.params import FromPath, JSONBody, QueryParameter
+
+from appliance import events, projects
+from appliance.errors import BadRequest, Forbidden, NotFound
+from appliance.records import Event, Page
+from appliance.web import render
+from appliance.web.auth import who
+from appliance.web.errors import AnyRequest
+from appliance.web.params import After, Limit, ProjectId, limited
+from appliance.web.routes import Json, delete, get, post, put
+
+
+class ProjectBody(msgspec.Struct):
+    name: str
+
+
+class NewCollaborator(msgspec.Struct, rename="camel"):
+    user_id: str
+
+
+@get("/v1/projects")
+def list_projects(request: AnyRequest, after: After = None, limit: Limit = 50) -> Json:
+    """The projects that one may see, newest first."""
+    house, actor = who(request)
+    with house.db.read() as r:
+        found = projects.list_projects(r, actor, after=after, limit=limited(limit))
+    return render.page(found, lambda each: render.project(each, house.config))
+
+
+@post("/v1/projects")
+def create_project(request: AnyRequest, data: JSONBody[ProjectBody]) -> Json:
+    """A new project with an empty repository to push to."""
+    house, actor = who(request)
+    with house.db.write() as tx:
+        made = projects.create(tx, actor, data.name)
+    house.repos.create(made.id)
+    return render.project(made, house.config)
+
+
+@get("/v1/projects/{project:str}")
+def get_project(request: AnyRequest, project: FromPath[str]) -> Json:
+    """One project."""
+    house, actor = who(request)
+    with house.db.read() as r:
+        return render.project(projects.get_project(r, actor, project), house.config)
+
+
+@put("/v1/projects/{project:str}")
+def rename_project(request: AnyRequest, project: FromPath[str], data: JSONBody[ProjectBody]) -> Json:
+    """Give the project another name."""
+    house, actor = who(request)
+    with house.db.write() as tx:
+        return render.project(projects.rename(tx, actor, project, data.name), house.config)
+
+
+@get("/v1/projects/{project:str}/collaborators")
+def list_collaborators(request: AnyRequest, project: FromPath[str]) -> Json:
+    """Who works in the project."""
+    house, actor = who(request)
+    with house.db.read() as r:
+        return render.whole(projects.list_collaborators(r, actor, project), render.collaborator)
+
+
+@post("/v1/projects/{project:str}/collaborators")
+def add_collaborator(request: AnyRequest, project: FromPath[str], data: JSONBody[NewCollaborator]) -> Json:
+    """Let somebody work in the project; its creator and admins may."""
+    house, actor = who(request)
+    with house.db.write() as tx:
+        return render.collaborator(projects.add_collaborator(tx, actor, project, data.user_id))
+
+
+@delete("/v1/projects/{project:str}/collaborators/{user_id:str}")
+def remove_collaborator(request: AnyRequest, project: FromPath[str], user_id: FromPath[str]) -> Json:
+    """They no longer see the project."""
+    house, actor = who(request)
+    with house.db.write() as tx:
+        projects.remove_collaborator(tx, actor, project, user_id)
+    return {"userId": user_id}
+
+
+@get("/v1/projects/{project:str}/commits")
+def list_commits(
+    request: AnyRequest,
+    project: FromPath[str],
+    ref: Annotated[str | None, QueryParameter(name="ref")] = None,
+    limit: Limit = 50,
+) -> Json:
+    """The newest commits of a branch, or of the one that is checked out by default."""
+    house, actor = who(request)
+    with house.db.read() as r:
+        found = projects.get_project(r, actor, project)
+    try:
+        commits = house.repos.log(found.id, ref or "HEAD", limited(limit))
+    except NotFound:
+        if ref is not None:
+            raise
+        commits = []  # nothing was pushed yet
+    return render.whole(commits, render.camel)
+
+
+@get("/v1/projects/{project:str}/events")
+def list_project_events(request: AnyRequest, project: FromPath[str], after: After = None, limit: Limit = 50) -> Json:
+    """What happened in the project, newest first."""
+    house, actor = who(request)
+    with house.db.read() as r:
+        found = projects.get_project(r, actor, project)
+        return _events(r, found.id, after, limited(limit))
+
+
+@get("/v1/events")
+def list_events(request: AnyRequest, project_id: ProjectId = None, after: After = None, limit: Limit = 50) -> Json:
+    """What happened in a project; without one, everything, for admins."""
+    house, actor = who(request)
+    with house.db.read() as r:
+        if project_id is not None:
+            return _events(r, projects.get_project(r, actor, project_id).id, after, limited(limit))
+        if not actor.is_admin:
+            raise Forbidden("Name a project (projectId); only an admin sees the events of all.")
+        return _events(r, None, after, limited(limit))
+
+
+def _events(reader: Any, project_id: str | None, after: str | None, limit: int) -> Json:
+    if after is not None and not after.isdigit():
+        raise BadRequest(f"{after[:40]!r} is no cursor; use the nextPage of the page before.")
+    before = int(after) if after else None
+    found = events.list_events(reader, project_id=project_id, before=before, limit=limit + 1)
+    more = len(found) > limit
+    page: Page[Event] = Page(tuple(found[:limit]), str(found[limit - 1].id) if more else None)
+    return render.page(page, render.event)
+
+
+HANDLERS = [
+    list_projects,
+    create_project,
+    get_project,
+    rename_project,
+    list_collaborators,
+    add_collaborator,
+    remove_collaborator,
+    list_commits,
+    list_project_events,
+    list_events,
+]

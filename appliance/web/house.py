@@ -1,0 +1,32 @@
+"""Everything that the doors need, made once by the daemon and handed over whole.
+
+Why: a handler gets what it uses from one frozen value; there is no global and nothing to inject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.config import Config
+from appliance.db import Database
+from appliance.repos import Repos
+from appliance.runtime.engine import Engine
+from appliance.store import Store
+
+
+@dataclass(frozen=True)
+class House:
+    """`wake` makes the loops look at once. `health` is None while all is well, else the sentence. `doctor` looks around."""
+
+    config: Config
+    db: Database
+    store: Store
+    repos: Repos
+    engine: Engine
+    logs: Any
+    wake: Callable[[], None]
+    instance: str
+    health: Callable[[], str | None]
+    doctor: Callable[[], Sequence[Any]]
