@@ -268,7 +268,7 @@ WRONG = {
         "line 4, jobs.a.inputs.x: refers to 'c', but there is no such job."
     ),
     job("needs: b\ninputs:\n  x: b.outputs.oo", "  b: {uses: script@v1, with: {script: x}, outputs: {oof: {type: string}}}\n"): (
-        "line 6, jobs.a.inputs.x: refers to 'b''s output 'oo', which it does not have (did you mean 'oof'?)."
+        "line 6, jobs.a.inputs.x: refers to 'oo', which is no output of 'b' (did you mean 'oof'?)."
     ),
     "inputs: {data: {type: string}}\n" + job("inputs: {x: workflow.inputs.dat}"): (
         "line 5, jobs.a.inputs.x: refers to the workflow's input 'dat', which is not declared (did you mean 'data'?)."
@@ -370,6 +370,21 @@ def test_all_mistakes_are_named_at_once_by_line() -> None:
         "line 20, jobs.train.uses",
         "line 40, jobs.serve.with.machineType",
     ]
+
+
+def test_a_sentence_is_one_line_and_smuggles_nothing_to_a_terminal() -> None:
+    text = '"a\\nb\\e[31m": {x: 1}\njobs: {a: {uses: "x\\e]0;y\\a"}}\n'
+
+    assert problems(text) == [
+        "line 1, a b?[31m: is not a known key; known here: name, on, context, defaults, inputs, jobs, timeout.",
+        "line 2, jobs.a.uses: must be on one line.",
+    ]
+
+
+def test_a_password_is_not_shown_with_its_plan() -> None:
+    text = "jobs: {a: {uses: git-checkout@v1, with: {password: hunter2}, outputs: {x: {type: volume}}}}"
+
+    assert "hunter2" not in repr(wf.parse(text, PATH))
 
 
 def test_bytes_that_are_no_text_name_their_line() -> None:
@@ -552,6 +567,10 @@ def test_defaults_stand_in_for_what_is_not_given() -> None:
         ({"data": {"value": "x"}}, 'The input "data" is a dataset; give it as {"id": TEXT}.'),
         ({"data": "d", "echo": {"id": "x"}}, 'The input "echo" is a string; give it as {"value": TEXT}.'),
         ({"data": ""}, 'The input "data" is a dataset; give it as {"id": TEXT}.'),
+        (
+            {"data": "d:"},
+            "'d:' is not a reference to a dataset: write NAME, NAME:VERSION or NAME:TAG.",
+        ),
         ({"data": ["d"]}, 'The input "data" is a dataset; give it as {"id": TEXT}.'),
         ({"data": "d", "echo": None}, 'The input "echo" is a string; give it as {"value": TEXT}.'),
     ],

@@ -38,8 +38,8 @@ _LOG = logging.getLogger(__name__)
 _UNPRINTABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _ZERO = re.compile("0+")
 
-# Runs as whoever pushes, with any Python 3 and its standard library alone; `-I` ignores that person's environment.
-SCRIPT = f'''#!/usr/bin/env -S python3 -I
+# Runs as whoever pushes, with any Python 3 and its standard library alone; `-IS` ignores that person's environment.
+SCRIPT = f'''#!/usr/bin/env -S python3 -IS
 """Tell the appliance which refs moved and print what it answers. Never fails: the push has already happened."""
 import json, os, pwd, socket, sys
 

@@ -371,9 +371,7 @@ def _reference(
     elif job not in needs:
         spot.say(f"refers to {quoted(job)}, which is not in needs; add it there.")
     elif name not in outputs[job]:
-        spot.say(
-            f"refers to {quoted(job)}'s output {quoted(name)}, which it does not have{suggest(name, outputs[job])}."
-        )
+        spot.say(f"refers to {quoted(name)}, which is no output of {quoted(job)}{suggest(name, outputs[job])}.")
     else:
         return Reference("job_output", job, name)
     return None

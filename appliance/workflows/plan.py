@@ -9,7 +9,7 @@ Why: the runs module matches on the action's record and the type checker sees a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 DEFAULT_IMAGE = "appliance/datascience"
@@ -92,7 +92,7 @@ class GitCheckout:
     url: str | None
     ref: str | None
     username: str | None
-    password: str | None
+    password: str | None = field(repr=False)
     output: str
     path: str
 

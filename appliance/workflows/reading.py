@@ -36,9 +36,10 @@ class Problems:
     suggestions: int = 0
 
     def add(self, line: int | None, key: str, sentence: str) -> None:
-        """Raises `Enough` at the limit."""
-        where = [self.path, *([f"line {line}"] if line else []), *([key] if key else [])]
-        self.found.append((line or 0, f"{', '.join(where)}: {sentence}"))
+        """Raises `Enough` at the limit. What a text smuggles in (line ends, terminal codes) becomes `?`."""
+        where = [self.path, *([f"line {line}"] if line else []), *([short(key, 300)] if key else [])]
+        written = f"{', '.join(where)}: {sentence}"
+        self.found.append((line or 0, "".join(letter if letter.isprintable() else "?" for letter in written)))
         if len(self.found) >= MAX_PROBLEMS:
             raise Enough
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from appliance import ids
 from appliance.errors import BadRequest
 from appliance.states import JobState
 from appliance.workflows.plan import BoundInput, Filter, InputDecl, IOType, Plan, Readiness
@@ -145,5 +146,5 @@ def _given(name: str, declared: InputDecl, value: Any) -> BoundInput:
     if not isinstance(value, str) or (declared.type is IOType.DATASET and not value.strip()):
         raise BadRequest(f'The input "{name}" is a {declared.type}; give it as {{"{keys[-1]}": TEXT}}.')
     if declared.type is IOType.DATASET:
-        return BoundInput(declared.type, value.strip(), None)
+        return BoundInput(declared.type, str(ids.ref(value, "dataset")), None)
     return BoundInput(declared.type, None, value)
