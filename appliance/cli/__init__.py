@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,9 @@ _HIDDEN = {"git-credential": ("appliance.cli.git", "answer git's question for a 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter is no reason to stop
+            stream.reconfigure(errors="replace")
     try:
         return _dispatch(words)
     except errors.ApplianceError as error:

@@ -112,9 +112,8 @@ def _write_whole(target: Path, load: Callable[[Writer], int], *, executable: boo
 
 
 def _walk(folder: Path, root: Path) -> Iterator[Local]:
-    for entry in os.scandir(folder):
-        path = Path(entry.path)
-        if entry.is_dir(follow_symlinks=False):
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
             yield from _walk(path, root)
         else:
             yield _local(path, path.relative_to(root).as_posix())
