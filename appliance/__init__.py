@@ -12,7 +12,7 @@ The floors, from the cellar up; a module imports only from below, and modules on
        client                                          the SDK: the same verbs over HTTP
     4  scheduler | reconcile | janitor | gateway | doctor    the loops, and who looks after the machine
     3  removal, over pushes, over runs, over deployments     the work: a push starts runs, a run may deploy
-    2  datasets | models, over versions | leases | containers, over projects, over accounts | machine | workflows,
+    2  datasets | models, over catalog, over versions | leases | containers, over projects, over accounts | machine | workflows,
        over events                                     the things
     1  schema, over db | store | repos | runtime | inference | tls    the outside: each wraps one thing
     0  records, over config | ids | states | clock, over errors       the words

@@ -49,6 +49,8 @@ OWNERS = {
     "versions": "versions",
     "tags": "versions",
     "tag_moves": "versions",
+    "pins": "versions",
+    "version_numbers": "versions",
     "datasets": "datasets",
     "models": "models",
     "containers": "containers",
@@ -137,6 +139,15 @@ CREATE TABLE tag_moves (
   id INTEGER PRIMARY KEY, owner_kind TEXT NOT NULL, owner_id TEXT NOT NULL, name TEXT NOT NULL, from_version TEXT,
   to_version TEXT, moved_at TEXT NOT NULL, moved_by TEXT NOT NULL) STRICT;
 
+CREATE TABLE version_numbers (
+  owner_kind TEXT NOT NULL, owner_id TEXT NOT NULL, last INTEGER NOT NULL, PRIMARY KEY (owner_kind, owner_id))
+  STRICT, WITHOUT ROWID;
+
+CREATE TABLE pins (
+  version_id TEXT NOT NULL REFERENCES versions, holder TEXT NOT NULL, text TEXT NOT NULL,
+  PRIMARY KEY (version_id, holder)) STRICT, WITHOUT ROWID;
+CREATE INDEX pins_holder ON pins (holder);
+
 CREATE TABLE datasets (
   id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, description TEXT, is_public INTEGER NOT NULL DEFAULT 0,
   project_id TEXT REFERENCES projects, created_by TEXT NOT NULL, created_at TEXT NOT NULL, modified_at TEXT NOT NULL) STRICT;
@@ -152,7 +163,7 @@ CREATE TABLE containers (
   project_id TEXT NOT NULL, spec TEXT NOT NULL, machine_type TEXT NOT NULL,
   want TEXT NOT NULL {_one_of("want", Want)}, seen TEXT NOT NULL {_one_of("seen", Seen)}, grace_s REAL NOT NULL,
   keep_until TEXT, engine_id TEXT, exit_code INTEGER, out_of_memory INTEGER NOT NULL DEFAULT 0, error TEXT,
-  created_at TEXT NOT NULL, started_at TEXT, finished_at TEXT, lease_id TEXT, told INTEGER NOT NULL DEFAULT 0) STRICT;
+  created_at TEXT NOT NULL, started_at TEXT, finished_at TEXT, lease_id TEXT, wait TEXT, told INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE INDEX containers_open ON containers (seen) WHERE seen != 'removed';
 CREATE INDEX containers_owner ON containers (owner_id);
 
@@ -179,7 +190,8 @@ CREATE TABLE seen_refs (
 
 CREATE TABLE workflows (
   id TEXT PRIMARY KEY, project_id TEXT NOT NULL REFERENCES projects ON DELETE CASCADE, name TEXT NOT NULL, path TEXT,
-  spec_text TEXT, created_at TEXT NOT NULL, modified_at TEXT NOT NULL, UNIQUE (project_id, name)) STRICT;
+  spec_text TEXT, runs_made INTEGER NOT NULL DEFAULT 0, created_at TEXT NOT NULL, modified_at TEXT NOT NULL,
+  UNIQUE (project_id, name)) STRICT;
 
 CREATE TABLE runs (
   id TEXT PRIMARY KEY, workflow_id TEXT NOT NULL REFERENCES workflows ON DELETE CASCADE, project_id TEXT NOT NULL,
@@ -199,7 +211,7 @@ CREATE TABLE jobs (
 CREATE TABLE attempts (
   id TEXT PRIMARY KEY, job_id TEXT NOT NULL REFERENCES jobs ON DELETE CASCADE, number INTEGER NOT NULL,
   state TEXT NOT NULL {_one_of("state", AttemptState)}, reason TEXT {_one_of("reason", Reason)}, message TEXT,
-  exit_code INTEGER, container_id TEXT, wait TEXT, created_at TEXT NOT NULL, started_at TEXT, finished_at TEXT,
+  exit_code INTEGER, container_id TEXT, created_at TEXT NOT NULL, started_at TEXT, finished_at TEXT,
   deadline_at TEXT, UNIQUE (job_id, number), {_ended(ATTEMPT_FINAL)}) STRICT;
 CREATE INDEX attempts_open ON attempts (state) WHERE finished_at IS NULL;
 CREATE INDEX attempts_container ON attempts (container_id);

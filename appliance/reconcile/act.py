@@ -1,0 +1,203 @@
+"""Carry the plan out: make, stop and remove containers, note what was seen, tell the owners.
+
+What this keeps true: what was seen is written together with what it means for the owner and the lease, in one
+transaction; a slow step (a pull, a stop with its grace) holds up its own container alone; a container whose making is
+refused ends with the engine's sentence, one that the engine is too busy for is tried again at the next look.
+
+Why: the decisions are in plan.py; this page only touches the world.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from appliance import clock, containers, deployments, leases, runs
+from appliance.db import Database
+from appliance.errors import ApplianceError, DurabilityLost, EngineBusy, EngineRefused, ImageNotFound
+from appliance.reconcile.plan import Make, Note, Remove, Step, Stop, plan
+from appliance.records import Container, Sighting
+from appliance.runtime.engine import Engine
+from appliance.runtime.gpus import Gpus
+from appliance.runtime.watch import LogPump
+from appliance.states import LeaseState, Reason, Seen
+
+_LOG = logging.getLogger(__name__)
+_WORKERS = 8
+_NETWORKS_EVERY_S = 30.0
+
+
+class Reconciler:
+    """Held by one loop. Steps that take time run on a few threads, one for a container at a time."""
+
+    def __init__(
+        self,
+        db: Database,
+        engine: Engine,
+        shop: runs.Workshop,
+        roller: deployments.Roller,
+        pump: LogPump,
+        gpus: Gpus,
+        wake: Callable[[], None],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self._db, self._engine, self._shop, self._roller = db, engine, shop, roller
+        self._pump, self._gpus, self._wake, self._fail = pump, gpus, wake, fail
+        self._pool = ThreadPoolExecutor(max_workers=_WORKERS, thread_name_prefix="step")
+        self._in_hand: set[str] = set()
+        self._lock = threading.Lock()
+        self._networks_at = 0.0
+        self.problem: str | None = None
+
+    def tick(self) -> None:
+        """One look: sightings against rows, and every step that is due is done or on its way."""
+        try:
+            sightings = self._engine.sightings()
+            self.problem = None
+        except EngineBusy as error:
+            self.problem = error.message
+            return
+        self._pump.attend(sightings)
+        with self._db.read() as reader:
+            rows = containers.list_open(reader)
+            keep = {row.id: until for row in rows if (until := containers.keep_until(reader, row.id)) is not None}
+        with self._lock:
+            in_hand = set(self._in_hand)
+        for step in plan(rows, sightings, keep, clock.stamp(), in_hand=in_hand):
+            self._take(step)
+        self._settle_leases()
+        self._tidy_networks(rows)
+
+    def close(self) -> None:
+        """No further step is begun; those on their way are waited for."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def hand_out(self, key: str, work: Callable[[], None]) -> None:
+        """Do `work` on a thread of the pool, unless something with that key is on its way."""
+        with self._lock:
+            if key in self._in_hand:
+                return
+            self._in_hand.add(key)
+        try:
+            self._pool.submit(self._do, key, work)
+        except RuntimeError:
+            with self._lock:
+                self._in_hand.discard(key)
+
+    def _do(self, key: str, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except EngineBusy as error:
+            _LOG.info("%s waits: %s", key, error.message)
+        except DurabilityLost as error:
+            self._fail(error)
+        except Exception:
+            _LOG.exception("work on %s failed; it is tried again", key)
+        else:
+            self._wake()
+        finally:
+            with self._lock:
+                self._in_hand.discard(key)
+
+    def _take(self, step: Step) -> None:
+        match step:
+            case Note():
+                self._note(step.container, step.seen, step.sighting, step.error)
+            case Make():
+                self.hand_out(step.container.id, lambda: self._make(step.container))
+            case Stop():
+                self.hand_out(step.container_id, lambda: self._engine.stop(step.container_id, step.grace_s))
+            case Remove():
+                self.hand_out(step.container_id, lambda: self._engine.remove(step.container_id))
+
+    # -- making --------------------------------------------------------------------------------------------------------
+
+    def _make(self, container: Container) -> None:
+        try:
+            if container.kind == "replica":
+                self._roller.prepare(container)
+            if container.spec.profile == "workload" and container.spec.network is not None:
+                self._engine.ensure_network(container.spec.network)
+            if not self._engine.image_exists(container.spec.image):
+                self._pull(container)
+            self._engine.create(container.spec)
+            self._engine.start(container.id)
+        except ImageNotFound as error:
+            self._refused(container, Reason.IMAGE, error)
+        except EngineRefused as error:
+            self._refused(container, Reason.ENGINE, error)
+
+    def _pull(self, container: Container) -> None:
+        image = container.spec.image
+        self._shop.logs.note(container.id, f"The image {image} is not here; asking its registry …")
+        self._engine.pull(image, lambda text: self._shop.logs.note(container.id, text))
+
+    def _refused(self, container: Container, reason: Reason, error: ApplianceError) -> None:
+        self._engine.remove(container.id)
+        self._shop.logs.note(container.id, error.message)
+        self._note(container, Seen.REMOVED, None, error.message, reason)
+
+    # -- noting --------------------------------------------------------------------------------------------------------
+
+    def _note(
+        self,
+        container: Container,
+        seen: Seen,
+        sighting: Sighting | None,
+        error: str | None,
+        reason: Reason | None = None,
+    ) -> None:
+        with self._db.write() as tx:
+            news = containers.saw(
+                tx,
+                container.id,
+                seen,
+                engine_id=sighting.engine_id if sighting else None,
+                exit_code=sighting.exit_code if sighting else None,
+                out_of_memory=bool(sighting and sighting.out_of_memory),
+                error=error or (sighting.error if sighting else None),
+                started_at=sighting.started_at if sighting else None,
+                finished_at=sighting.finished_at if sighting else None,
+            )
+            if not news:
+                return
+            now = containers.get_container(tx, container.id)
+            if now.lease_id is not None and seen in (Seen.EXITED, Seen.REMOVED):
+                leases.end(tx, now.lease_id)
+            if now.kind == "attempt":
+                if seen is Seen.RUNNING:
+                    runs.container_started(tx, now)
+                elif seen in (Seen.EXITED, Seen.REMOVED):
+                    runs.container_ended(tx, now, reason)
+        if seen is Seen.REMOVED and container.kind == "replica":
+            self._roller.tidy(container.id)
+
+    # -- the rest ------------------------------------------------------------------------------------------------------
+
+    def _settle_leases(self) -> None:
+        """Leases with cards end when NVML shows their cards empty."""
+        with self._db.read() as reader:
+            open_ = [one for one in leases.list_open(reader) if one.state is not LeaseState.ACTIVE and one.cards]
+        if not open_:
+            return
+        busy = self._gpus.busy_cards()
+        with self._db.write() as tx:
+            for lease in open_:
+                note = next((busy[card] for card in lease.cards if card in busy), None)
+                leases.settle(tx, lease.id, busy, note)
+
+    def _tidy_networks(self, rows: list[Container]) -> None:
+        """Networks of runs that have ended and that no container is on are removed, every now and then."""
+        if clock.monotonic() - self._networks_at < _NETWORKS_EVERY_S:
+            return
+        self._networks_at = clock.monotonic()
+        with self._db.read() as reader:
+            wanted = set(runs.open_run_ids(reader)) | {row.spec.network for row in rows}
+        try:
+            for network in self._engine.networks():
+                if network not in wanted:
+                    self._engine.remove_network(network)
+        except (EngineBusy, EngineRefused) as error:
+            _LOG.info("networks are tidied later: %s", error.message)
