@@ -344,12 +344,41 @@ def test_a_store_opens_on_a_full_disk(small_disk: Path, source: Path) -> None:
     (source / "f").write_bytes(b"1")
     store = Store(small_disk / "store", reserve_mib=1, floor_bytes=0)
     tree = store.put_tree(source, move=False)
+    view = store.mount_of(tree.root)
     store.close()
+    (small_disk / "store" / "views" / ".boot").write_text("another boot")
+    (small_disk / "store" / "tmp" / "torn").mkdir()
     fill(small_disk)
 
     store = Store(small_disk / "store", reserve_mib=1, floor_bytes=0)
 
     assert b"".join(store.read(tree.root, "f")) == b"1"
+    assert is_clean(small_disk / "store")
+    assert not view.exists()
+    store.close()
+
+
+def test_a_view_that_finds_no_room_is_not_there_at_all(disk_of_few_files: Path, source: Path) -> None:
+    (source / "sub").mkdir()
+    (source / "sub" / "f").write_bytes(b"1")
+    store = Store(disk_of_few_files / "store", reserve_mib=0, floor_bytes=0)
+    root = store.put_tree(source, move=False).root
+    crowd = disk_of_few_files / "crowd"
+    crowd.mkdir()
+    with suppress(OSError):
+        for number in range(600):
+            (crowd / str(number)).touch()
+    (crowd / "0").unlink()
+    (crowd / "1").unlink()
+
+    with pytest.raises(errors.DiskFull, match="building a view"):
+        store.mount_of(root)
+    nothing = store.usage().views
+    remove_folder(crowd)
+
+    assert nothing == 0
+    assert is_clean(disk_of_few_files / "store")
+    assert (store.mount_of(root) / "sub" / "f").read_bytes() == b"1"
     store.close()
 
 

@@ -15,7 +15,7 @@ import os
 import signal
 import stat
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from appliance.store.objects import CHUNK, Claim, Objects
 from appliance.store.paths import MAX_DEPTH, MAX_PATH_BYTES
 from appliance.store.tree import EXECUTABLE, FILE, FOLDER, LINK, Node, Row, encode, node_of
 
-# 128 descriptors at most stay open at once; 8 threads is where more of them no longer shortened 5,000 fsyncs.
+# Two batches of descriptors at most stay open at once, one being filled and one being synced; 8 threads is where more of them no longer shortened 5,000 fsyncs.
 BATCH = 128
 SYNC_THREADS = 8
 
@@ -138,6 +138,7 @@ class Writer:
         self._folder = folder
         self._floor_bytes = floor_bytes
         self._pending: list[_Pending] = []
+        self._syncing: list[tuple[_Pending, Future[None]]] = []
         self._count = 0
         self._pool = ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix="store-sync")
         failpoints.hit("mkdir")
@@ -202,32 +203,38 @@ class Writer:
 
     def flush(self) -> None:
         """Everything added so far is durable and has its name."""
-        batch, self._pending = self._pending, []
+        self._turn()
+        self._turn()
+
+    def close(self) -> None:
+        """Nothing is left in `tmp/`."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for one in [*self._pending, *(one for one, _ in self._syncing)]:
+            os.close(one.fd)
+        self._pending, self._syncing = [], []
+        disk.remove_folder(self._folder)
+
+    def _append(self, one: _Pending) -> None:
+        self._pending.append(one)
+        self._pool.submit(disk.start_writing, one.fd)
+        if len(self._pending) >= BATCH:
+            self._turn()
+
+    def _turn(self) -> None:
+        """The batch that was being synced gets its names; the one that was being filled is being synced."""
+        done, self._syncing = self._syncing, []
+        filled, self._pending = self._pending, []
+        self._syncing = [(one, self._pool.submit(disk.fsync, one.fd, f"the bytes of {one.path!r}")) for one in filled]
+        wait([sync for _, sync in done])  # all: a descriptor must not be closed, and its number reused, under a thread
         try:
-            syncs = [self._pool.submit(disk.fsync, one.fd, f"the bytes of {one.path!r}") for one in batch]
-            wait(syncs)  # all of them: a descriptor must not be closed, and its number used again, under a thread
-            for one, sync in zip(batch, syncs, strict=True):
+            for one, sync in done:
                 sync.result()
                 if one.leased and fcntl.fcntl(one.fd, fcntl.F_GETLEASE) != fcntl.F_RDLCK:
                     raise disk.changed(one.path)
                 self._objects.place(self._claim, one.made, one.digits, one.size_bytes)
         finally:
-            for one in batch:
+            for one, _ in done:
                 os.close(one.fd)
-
-    def close(self) -> None:
-        """Nothing is left in `tmp/`."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        for one in self._pending:
-            os.close(one.fd)
-        self._pending = []
-        disk.remove_folder(self._folder)
-
-    def _append(self, one: _Pending) -> None:
-        disk.start_writing(one.fd)
-        self._pending.append(one)
-        if len(self._pending) >= BATCH:
-            self.flush()
 
     def _next(self) -> str:
         self._count += 1

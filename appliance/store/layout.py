@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from appliance import errors
@@ -81,10 +82,9 @@ class Layout:
         return fd
 
     def _make(self) -> None:
-        self.trash.mkdir(mode=0o700, exist_ok=True)
+        for folder in (self.objects, self.tmp, self.trash, self.views):
+            folder.mkdir(mode=0o700, exist_ok=True)
         self.throw_away(self.tmp)
-        self.tmp.mkdir(mode=0o700)
-        self.objects.mkdir(mode=0o700, exist_ok=True)
         marker = self.root / "FORMAT"
         if not marker.exists():
             made = self.tmp / "FORMAT"
@@ -99,10 +99,18 @@ class Layout:
         self.make_reserve()
 
     def throw_away(self, folder: Path) -> None:
-        """`folder` is out of the way at once, whatever its size; `empty_trash` removes it. None there: nothing happens."""
-        if folder.exists():
-            failpoints.hit("throw-away")
-            folder.rename(self.trash / os.urandom(8).hex())
+        """`folder` is empty at once, whatever it held; `empty_trash` removes that.
+
+        What is in it is renamed one by one: on a full disk a folder could not be made anew.
+        """
+        for doomed in folder.iterdir():
+            self.throw_away_one(doomed)
+
+    def throw_away_one(self, doomed: Path) -> None:
+        """This one file or folder is out of the way; nothing happens where there is none."""
+        failpoints.hit("throw-away")
+        with suppress(FileNotFoundError):
+            doomed.rename(self.trash / os.urandom(8).hex())
 
     def empty_trash(self) -> None:
         for doomed in self.trash.iterdir():

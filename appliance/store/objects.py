@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from appliance.store import disk, failpoints
 from appliance.store.tree import TAG, Node, decode
 
 CHUNK = 1 << 20
+KNOWN_ROWS = 32_768  # some 8 MiB of directory nodes at hand; no fewer than one node, however large
 
 
 @dataclass(eq=False)
@@ -53,6 +55,7 @@ class Objects:
         self._lingering: set[Claim] = set()
         self._sweeps = 0
         self._totals: tuple[int, int] | None = None
+        self._known: OrderedDict[str, Node] = OrderedDict()
         self._fans = {f"{number:02x}": _Fan() for number in range(256)}
 
     def make(self) -> None:
@@ -125,6 +128,20 @@ class Objects:
         """The directory node; its bytes were checked against its name. Raises Corrupt."""
         data = b"".join(self.read(digits))
         return decode(data, digits)
+
+    def known_node(self, digits: str) -> Node:
+        """Like `node`, but one that was asked for lately is not read again: a version's files are read one by one."""
+        with self._lock:
+            node = self._known.get(digits)
+            if node is not None:
+                self._known.move_to_end(digits)
+                return node
+        node = self.node(digits)
+        with self._lock:
+            self._known[digits] = node
+            while len(self._known) > 1 and sum(len(known.rows) for known in self._known.values()) > KNOWN_ROWS:
+                self._known.popitem(last=False)
+        return node
 
     def size_of(self, digits: str) -> int:
         """Bytes of the object; raises Corrupt when it is missing or is not a plain file."""

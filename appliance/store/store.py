@@ -159,7 +159,7 @@ class Store:
         gives that file alone. Raises NotFound when there is no such place.
         """
         base = tree.parts_of(prefix)
-        row = tree.find(self._objects.node, tree.digits_of(root), base)
+        row = tree.find(self._objects.known_node, tree.digits_of(root), base)
         if row.kind != tree.FOLDER:
             return [tree.entry_of(base, row)]
         start = tree.parts_of(after) if after is not None else ()
@@ -171,8 +171,8 @@ class Store:
         parts = tree.parts_of(path)
         digits = tree.digits_of(root)
         if not parts:
-            return FileEntry("", "directory", self._objects.node(digits).size_bytes, False, root)
-        return tree.entry_of(parts, tree.find(self._objects.node, digits, parts))
+            return FileEntry("", "directory", self._objects.known_node(digits).size_bytes, False, root)
+        return tree.entry_of(parts, tree.find(self._objects.known_node, digits, parts))
 
     def read(self, root: str, path: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """The bytes of the file at `path` (of a symbolic link: its target's text) in chunks of at most 1 MiB.
@@ -258,7 +258,7 @@ class Store:
         """How much there is. The first call counts every object; later ones are at once."""
         with disk.translated("counting the objects"):
             count, size_bytes = self._objects.totals()
-            views, reserve_bytes = len(self._views.names()), self._layout.reserve_bytes
+            views, reserve_bytes = self._views.count(), self._layout.reserve_bytes
         has = disk.room(self._layout.root)
         floor_bytes = max(has.total_bytes // 50, self._floor_bytes)
         return Usage(count, size_bytes, views, reserve_bytes, has.free_bytes, has.total_bytes, floor_bytes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -57,7 +58,7 @@ def digits_of(root: str) -> str:
 
 def node_of(rows: Iterable[Row], files_beneath: int) -> Node:
     """The node of `rows` in any order; `files_beneath` are those in its subdirectories."""
-    ordered = tuple(sorted(rows, key=lambda row: row.name))
+    ordered = tuple(sorted(rows, key=_name))
     here = sum(row.kind != FOLDER for row in ordered)
     return Node(ordered, here + files_beneath, sum(row.size_bytes for row in ordered))
 
@@ -101,15 +102,19 @@ def entry_of(parts: tuple[bytes, ...], row: Row) -> FileEntry:
     return FileEntry(path_of(parts), KINDS[row.kind], row.size_bytes, row.kind == EXECUTABLE, TAG + row.digits)
 
 
+def _name(row: Row) -> bytes:
+    return row.name
+
+
 def find(load: Load, root: str, parts: tuple[bytes, ...]) -> Row:
     """The row at `parts`; for `()` one that stands for the root. Raises NotFound."""
     found = Row(b"", FOLDER, 0, root)
     for depth, name in enumerate(parts):
         rows = load(found.digits).rows if found.kind == FOLDER else ()
-        match = next((row for row in rows if row.name == name), None)
-        if match is None:
+        place = bisect_left(rows, name, key=_name)
+        if place == len(rows) or rows[place].name != name:
             raise errors.NotFound(f"There is no {path_of(parts[: depth + 1])!r} in this version.")
-        found = match
+        found = rows[place]
     return found
 
 

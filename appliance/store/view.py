@@ -12,6 +12,7 @@ import errno
 import os
 import threading
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from appliance import errors
@@ -35,13 +36,13 @@ class Views:
         self._building: dict[str, threading.Lock] = {}
 
     def make(self) -> None:
-        """The folder exists; views of an earlier boot are out of the way (a power cut may have torn them)."""
+        """Views of an earlier boot are out of the way: a power cut may have torn them."""
         boot, now = self._folder / ".boot", _BOOT_ID.read_text()
         if boot.exists() and boot.read_text() == now:
             return
         self._layout.throw_away(self._folder)
-        self._folder.mkdir(mode=0o700)
-        boot.write_text(now)
+        with suppress(OSError):  # a full disk: without the note the next start throws the views away, and that is safe
+            boot.write_text(now)
 
     def folder_of(self, digits: str) -> Path:
         """The view of the root `digits`, built if there is none. Its time stamp says when it was last asked for."""
@@ -51,6 +52,10 @@ class Views:
                 self._build(digits, view)
             os.utime(view)
         return view
+
+    def count(self) -> int:
+        """How many views there are."""
+        return sum(len(entry.name) == 64 for entry in self._folder.iterdir())
 
     def names(self) -> list[str]:
         """The digits of all views, the most recently used first."""
@@ -63,7 +68,7 @@ class Views:
         alive = [name for name in names if name in live]
         for name in {*names} - {*alive[:kept]}:
             with self._lock_of(name):
-                self._layout.throw_away(self._folder / name)
+                self._layout.throw_away_one(self._folder / name)
 
     def _lock_of(self, digits: str) -> threading.Lock:
         with self._lock:

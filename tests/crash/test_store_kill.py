@@ -19,8 +19,6 @@ import pytest
 
 from appliance.store import Stage, Store, failpoints
 
-pytestmark = pytest.mark.fast
-
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
@@ -38,6 +36,7 @@ def lay_out(folder: Path) -> None:
     (folder / "copied").mkdir()
     (folder / "copied" / "shared").write_bytes(b"taken 1")
     (folder / "copied" / "own").write_bytes(b"own")
+    (folder / "store" / "tmp" / "put-left-by-an-earlier-crash").mkdir(parents=True)
 
 
 def live_life(folder: Path) -> None:
