@@ -422,6 +422,7 @@ start_dockerd() {
 build_image() {
   "$1" -m appliance.runtime.images build --only "$2" ||
     die "The container image $2 could not be built." "The log's last lines say why; a mirror, index or proxy out of reach is the usual cause."
+  note "$(tail -n 1 "$LOG" | sed 's/^[^ ]*: //')"
 }
 
 # -- processes ----------------------------------------------------------------------------------------------------------
@@ -643,11 +644,28 @@ stop_all() {
   say "Stopped; running containers go on. Again: ./install.sh --start"
 }
 
+# The id that the containers of this installation carry; empty where there is no database yet.
+instance_id() {
+  "$PREFIX/venv/bin/python" - "$DATA_DIR/appliance.db" <<'PYTHON' 2>/dev/null || true
+import sys
+import pysqlite3 as sqlite3
+with sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True) as db:
+    print(db.execute("SELECT value FROM settings WHERE name = 'instance'").fetchone()[0])
+PYTHON
+}
+
+# Those of this installation alone: another one on the same engine keeps its own.
 remove_containers() {
-  engine_answers || { note "no engine answers" && return; }
-  docker ps -aq --filter label=appliance.instance | xargs -r docker rm -f -v
-  docker network ls -q --filter label=appliance.instance | xargs -r docker network rm
-  docker volume ls -q --filter label=appliance.instance | xargs -r docker volume rm
+  local instance label
+  instance=$(instance_id)
+  label=label=appliance.instance=$instance
+  if [[ -z $instance ]] || ! engine_answers; then
+    note "none to be found"
+    return
+  fi
+  docker ps -aq --filter "$label" | xargs -r docker rm -f -v
+  docker network ls -q --filter "$label" | xargs -r docker network rm
+  docker volume ls -q --filter "$label" | xargs -r docker volume rm
 }
 
 remove_program() {

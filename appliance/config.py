@@ -122,6 +122,11 @@ class Config:
         return self.data_dir / "gateway"
 
     @property
+    def gateway_log(self) -> Path:
+        """What our nginx has to say; its processes are known by having it open."""
+        return self.log_dir / "nginx-error.log"
+
+    @property
     def local_admin_key(self) -> Path:
         """The API key, 0600, by which root on this server is known to the daemon."""
         return self.data_dir / "local-admin.key"

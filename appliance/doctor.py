@@ -263,7 +263,6 @@ def _nginx(config: Config) -> Iterator[Finding]:
 
 
 def _ports(config: Config) -> Iterator[Finding]:
-    conf = str(config.gateway_dir / "nginx.conf")
     for key in ("https_port", "http_port"):
         port = getattr(config, key)
         holder = ports.find_listener(port)
@@ -271,8 +270,7 @@ def _ports(config: Config) -> Iterator[Finding]:
             text = f"Nobody listens on port {port} ({key})."
             yield Finding("ports", "problem", text, f"{_start('appliance-gateway')}.")
             continue
-        family = [pid for pid in (holder.pid, ports.parent_of(holder.pid) if holder.pid else None) if pid]
-        if any(conf in (ports.command_of(pid) or "") for pid in family):
+        if holder.pid and ports.has_open(holder.pid, config.gateway_log):
             yield Finding("ports", "ok", f"Port {port} ({key}) is ours.")
         else:
             remedy = f"Stop it, or choose another {key} and run `applianced reconfigure`."

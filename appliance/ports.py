@@ -9,7 +9,6 @@ Why: gateway and doctor both need it, and neither may import the other.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +35,10 @@ def find_listener(port: int) -> Listener | None:
     inodes = set(_listening_inodes(port))
     if not inodes:
         return None
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and not inodes.isdisjoint(_socket_inodes(process)):
-            return Listener(port, int(process.name), command_of(int(process.name)))
+    wanted = {f"socket:[{inode}]" for inode in inodes}
+    for pid in processes():
+        if not wanted.isdisjoint(_open_files(Path(f"/proc/{pid}"))):
+            return Listener(port, pid, command_of(pid))
     return Listener(port, None, None)
 
 
@@ -51,13 +51,14 @@ def command_of(pid: int) -> str | None:
     return " ".join(words.replace("\0", " ").split())
 
 
-def parent_of(pid: int) -> int | None:
-    """The process that started `pid`; None when it is gone."""
-    try:
-        after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
-    except OSError:
-        return None
-    return int(after_name.split()[1])
+def processes() -> list[int]:
+    """Every process of this moment, in the order of their ids."""
+    return sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+
+
+def has_open(pid: int, path: Path) -> bool:
+    """Whether the process has the file open; False where it is gone or may not be looked at."""
+    return str(path) in _open_files(Path(f"/proc/{pid}"))
 
 
 def _listening_inodes(port: int) -> Iterator[str]:
@@ -71,9 +72,9 @@ def _listening_inodes(port: int) -> Iterator[str]:
                 yield row[9]
 
 
-def _socket_inodes(process: Path) -> Iterator[str]:
+def _open_files(process: Path) -> Iterator[str]:
+    """What its file descriptors point to, as the kernel writes it."""
     with contextlib.suppress(OSError):  # the process ended meanwhile, or belongs to somebody else
         for entry in (process / "fd").iterdir():
             with contextlib.suppress(OSError):  # this one was closed meanwhile
-                if found := re.fullmatch(r"socket:\[(\d+)\]", str(entry.readlink())):
-                    yield found[1]
+                yield str(entry.readlink())

@@ -85,7 +85,7 @@ def test_an_engine_that_is_away_is_a_problem_that_hides_no_other(config: Config)
     assert [each.state for each in look(config, "git")] == ["ok"]
 
 
-def test_our_nginx_is_known_by_its_configuration(config: Config, gateway: Gateway) -> None:
+def test_our_nginx_is_known_and_accepts_its_configuration(config: Config, gateway: Gateway) -> None:
     assert [each.state for each in look(config, "nginx")] == ["ok"]
     assert [each.state for each in look(config, "ports")] == ["ok", "ok"]
 

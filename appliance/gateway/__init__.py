@@ -12,6 +12,7 @@ Why: reverse proxying is not what this project exists for, and nginx does it wel
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
@@ -21,14 +22,14 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from appliance import clock, ports, tls
 from appliance.config import Config
 from appliance.errors import PreconditionFailed
-from appliance.gateway.conf import Facts, Route, bodies_dir, render
+from appliance.gateway.conf import Facts, Route, bodies_dir, render, routes_of
 
 __all__ = ["Facts", "Gateway", "Route", "render"]
 
@@ -53,10 +54,6 @@ class Gateway:
     def pid_path(self) -> Path:
         return self._config.run_dir / "nginx.pid"
 
-    @property
-    def error_log(self) -> Path:
-        return self._config.log_dir / "nginx-error.log"
-
     def write(self, routes: Sequence[Route]) -> float:
         """Make `routes` the wanted ones; a running nginx is told when anything changed, at most once a second.
 
@@ -70,6 +67,10 @@ class Gateway:
             self._replace(text)
         return self._tell(text)
 
+    def last_routes(self) -> tuple[Route, ...]:
+        """The routes of the last `write`, by whichever process; none before the first."""
+        return routes_of(_text_of(self.conf_path) or "")
+
     def start_if_absent(self) -> bool:
         """Start nginx in the background unless it runs; True when it was started. Needs a configuration (`write`).
 
@@ -77,6 +78,7 @@ class Gateway:
         """
         if self.pid() is not None:
             return False
+        self._end_orphans()
         self.check_ports()
         self.pid_path.unlink(missing_ok=True)
         self._nginx("cannot be started")
@@ -84,10 +86,9 @@ class Gateway:
         return True
 
     def run(self) -> NoReturn:
-        """Become nginx, in the foreground, with the last configuration (one without deployments if there is none)."""
-        self._prepare()
-        if _text_of(self.conf_path) is None:
-            self._replace(render((), self._config, self._facts()))
+        """Become nginx, in the foreground, with today's configuration and the routes that were written last."""
+        self.write(self.last_routes())
+        self._end_orphans()
         self.check_ports()
         command = [*self._command(), "-g", "daemon off;"]
         os.execv(command[0], command)  # noqa: S606 - a list of arguments, no shell
@@ -107,25 +108,41 @@ class Gateway:
         if pid is None:
             return
         os.kill(pid, signal.SIGTERM)
-        deadline = clock.monotonic() + _STOP_WITHIN_S
-        while self.pid() is not None:
-            if clock.monotonic() > deadline:
-                raise PreconditionFailed(f"nginx (process {pid}) does not stop; end it with `kill -9 {pid}`.")
-            time.sleep(0.02)
+        self._wait(lambda: self.pid() is None, f"nginx (process {pid}) and its workers do not stop")
 
     def check_ports(self) -> None:
         """Both ports are free, or ours already. Raises PreconditionFailed that names the holder."""
-        pid = self.pid()
         for key in ("https_port", "http_port"):
             port = getattr(self._config, key)
             holder = ports.find_listener(port)
-            if holder and not (pid and holder.pid and pid in (holder.pid, ports.parent_of(holder.pid))):
+            if holder and not (holder.pid and self._is_ours(holder.pid)):
                 raise PreconditionFailed(
                     f"Port {port} ({key}) is held by {holder}; stop it, or choose another {key} in appliance.toml and "
                     "run `applianced reconfigure`."
                 )
 
     # -- the parts of it ---------------------------------------------------------------------------------------------
+
+    def _is_ours(self, pid: int) -> bool:
+        """An nginx process that writes into our error log: the master, or a worker, with or without its master."""
+        return "nginx" in (ports.command_of(pid) or "") and ports.has_open(pid, self._config.gateway_log)
+
+    def _end_orphans(self) -> None:
+        """Workers outlive a master that was killed, and keep its ports and its old configuration."""
+        if self.pid() is not None:
+            return
+        orphans = [pid for pid in ports.processes() if self._is_ours(pid)]
+        for pid in orphans:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._wait(lambda: not any(self._is_ours(pid) for pid in orphans), f"nginx's workers {orphans} do not end")
+
+    def _wait(self, done: Callable[[], bool], otherwise: str) -> None:
+        deadline = clock.monotonic() + _STOP_WITHIN_S
+        while not done():
+            if clock.monotonic() > deadline:
+                raise PreconditionFailed(f"{otherwise}; end them with `kill -9`.")
+            time.sleep(0.02)
 
     def _prepare(self) -> None:
         self._config.gateway_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -173,7 +190,7 @@ class Gateway:
         program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
         if program is None:
             raise PreconditionFailed("There is no nginx on this machine; install it with `apt-get install nginx`.")
-        where = ["-p", str(self._config.gateway_dir), "-e", str(self.error_log)]
+        where = ["-p", str(self._config.gateway_dir), "-e", str(self._config.gateway_log)]
         return [program, "-c", str(conf or self.conf_path), *where]
 
     def _nginx(self, what_failed: str, *options: str, conf: Path | None = None) -> None:

@@ -41,6 +41,9 @@ class Facts:
     header_timeout_s: int = 10
 
 
+_ROUTES = "# Routes: "
+
+
 def bodies_dir(config: Config) -> Path:
     """Where nginx's workers keep a request's body that is larger than a buffer; in memory, as /run is."""
     return config.run_dir / "gateway"
@@ -58,6 +61,7 @@ def render(routes: Sequence[Route], config: Config, facts: Facts) -> str:
     locations = "\n".join([*(_serving_location(route) for route in ordered), *_dashboard_locations(config, facts)])
     upstreams = "\n".join(_serving_upstream(route, config) for route in ordered)
     return f"""# Made by Appliance; every change here is overwritten. The certificate: {facts.fingerprint}
+{_ROUTES}{json.dumps([[route.deployment_id, route.port] for route in ordered])}
 user {facts.user};
 worker_processes 4;  # a reverse proxy on one server; `auto` would start one for each of a hundred cores
 worker_shutdown_timeout 300s;
@@ -86,6 +90,12 @@ server {{
 }}
 }}
 """
+
+
+def routes_of(text: str) -> tuple[Route, ...]:
+    """The routes that `render` made the text of; none where it says nothing of them."""
+    line = next((line for line in text.splitlines() if line.startswith(_ROUTES)), _ROUTES + "[]")
+    return tuple(Route(deployment_id, port) for deployment_id, port in json.loads(line.removeprefix(_ROUTES)))
 
 
 def _http_settings(config: Config, facts: Facts) -> str:
