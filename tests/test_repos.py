@@ -180,6 +180,7 @@ def test_what_was_pushed_can_be_cloned_whole_and_shallow(repos: Repos, git: Git,
     assert Git(tmp_path / "shallow").run("rev-list", "HEAD").split() == [sha]
 
 
+@pytest.mark.fast
 def test_force_pushes_tags_and_deleted_branches_show_in_the_refs(repos: Repos, git: Git, remote: str) -> None:
     first = git.commit({"a.txt": "1"})
     git.run("tag", "-a", "v1", "-m", "one")
@@ -228,6 +229,7 @@ def test_a_dozen_pushes_in_a_row_each_arrive_once(repos: Repos, git: Git, tmp_pa
     assert repos.refs(PROJECT) == dict(sorted((f"refs/heads/b{number}", sha) for number, sha in enumerate(shas)))
 
 
+@pytest.mark.fast
 def test_a_push_above_the_limit_is_refused_with_a_sentence_and_leaves_nothing(tmp_path: Path, git: Git) -> None:
     repos = Repos(tmp_path / "small", max_push_bytes=1024 * 1024)
     path = repos.create(PROJECT)
@@ -254,6 +256,7 @@ def test_a_push_above_the_limit_over_http_is_told_the_same_sentence(repos: Repos
 # -- the hook ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast
 def test_the_pusher_sees_the_daemons_lines_and_the_daemon_sees_who_pushed_what(
     repos: Repos, git: Git, remote: str, tmp_path: Path
 ) -> None:
@@ -336,6 +339,7 @@ def test_no_hook_of_a_users_runs(repos: Repos, git: Git, tmp_path: Path) -> None
 # -- hostile content ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast
 def test_links_and_submodules_are_named_but_never_followed(repos: Repos, git: Git) -> None:
     folder = git.folder / ".gradient" / "workflows"
     folder.mkdir(parents=True)
@@ -575,6 +579,7 @@ def test_the_log_is_newest_first_and_merges_are_walked_once(repos: Repos, git: G
     assert len(repos.log(PROJECT, "HEAD", limit=2)) == 2
 
 
+@pytest.mark.fast
 def test_names_and_short_shas_resolve_and_anything_else_is_not_found(repos: Repos, git: Git) -> None:
     sha = git.commit({"a": "1"})
     git.run("push", "-q", str(repos.path(PROJECT)), "main", "main:feature/x")
@@ -584,6 +589,27 @@ def test_names_and_short_shas_resolve_and_anything_else_is_not_found(repos: Repo
     for name in ("", "nothing", "-x", "main~1", "main:a", "@{0}", "HEAD^{tree}", "main\nHEAD", "0" * 40, "refs/heads"):
         with pytest.raises(NotFound, match="no branch, tag or commit"):
             repos.resolve(PROJECT, name)
+
+
+def test_the_default_branch_is_one_that_exists(repos: Repos, git: Git) -> None:
+    git.commit({"a": "1"})
+    assert repos.settle_head(PROJECT) == "main"
+    git.run("push", "-q", str(repos.path(PROJECT)), "main:alpha", "main:master")
+
+    assert repos.settle_head(PROJECT) == "master"
+    git.run("push", "-q", str(repos.path(PROJECT)), "main:main")
+    assert repos.settle_head(PROJECT) == repos.default_branch(PROJECT) == "master"
+
+
+def test_a_name_that_is_no_utf8_is_listed_and_harmless(repos: Repos, git: Git) -> None:
+    (git.folder / os.fsdecode(b"caf\xe9")).write_text("x")
+    sha = git.commit({})
+    git.run("push", "-q", str(repos.path(PROJECT)), "main")
+
+    assert [entry.path for entry in repos.list_dir(PROJECT, sha)] == ["caf\ufffd"]
+    for path in ("caf\ufffd", "caf\udce9", "\ud800", "caf\0", "caf\n"):
+        with pytest.raises(NotFound):
+            repos.read(PROJECT, sha, path)
 
 
 def test_a_file_or_folder_that_is_not_there_is_named(repos: Repos, git: Git) -> None:
@@ -662,6 +688,7 @@ def test_a_checkout_writes_nothing_outside_its_folder(repos: Repos, git: Git, tm
 # -- the folder --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast
 def test_create_and_remove_may_be_repeated_and_ids_are_checked(tmp_path: Path, git: Git) -> None:
     repos = Repos(tmp_path / "repos")
     path = repos.create("p1")

@@ -443,6 +443,24 @@ def test_any_text_at_all_gives_a_parse_error_and_nothing_else(text: str | bytes)
         wf.parse(text, PATH)
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(0, len(WHOLE)),
+    st.integers(0, 30),
+    st.sampled_from(
+        ["", " ", "\n", "{", "]", ": ", "- ", "x", "'", '"', "1", "&a ", "null", "\n  jobs:", "train", "[]", "{}"]
+    ),
+)
+def test_a_slip_of_the_hand_gives_a_plan_or_sentences(place: int, length: int, slip: str) -> None:
+    text = WHOLE[:place] + slip + WHOLE[place + length :]
+    issues: tuple[str, ...] = ()
+    try:
+        wf.parse(text, PATH)
+    except ParseError as error:
+        issues = error.issues
+    assert all(issue.startswith(f"{PATH}, line ") for issue in issues)
+
+
 WORDS = st.sampled_from(
     """
     jobs on push github branches only defaults env resources timeout a b x 0 needs uses with inputs outputs type ref

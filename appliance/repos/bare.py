@@ -27,20 +27,21 @@ from dulwich.objects import Commit
 from dulwich.refs import DiskRefsContainer
 
 from appliance import clock
-from appliance.errors import BadRequest, Corrupt, NotFound, PreconditionFailed, TooLarge
+from appliance.errors import BadRequest, Corrupt, NotFound, PreconditionFailed
 from appliance.records import FileEntry
 from appliance.repos import hook, watch
 from appliance.repos.checkout import checkout
 from appliance.repos.reader import Reader, git_environment
+from appliance.repos.trees import entries, find, kind_of
 from appliance.repos.wire import HttpAnswer, http_backend
 
 WORKFLOWS = ".gradient/workflows"
 MAX_READ = 8 * 1024 * 1024
-MAX_ENTRIES = 20_000
 MAX_WORKFLOWS = 100
 MAX_WORKFLOW_BYTES = 1024 * 1024
 DEFAULT_PUSH_BYTES = 512 * 1024 * 1024
 
+_HEADS = "refs/heads/"
 _PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SHA = re.compile(r"[0-9a-f]{40}")
 _SHORT = re.compile(r"[0-9a-f]{4,40}")
@@ -148,6 +149,16 @@ class Repos:
         text = (self._there(project_id) / "HEAD").read_text(encoding="utf-8", errors="replace").strip()
         return text.removeprefix("ref: refs/heads/")
 
+    def settle_head(self, project_id: str) -> str:
+        """The default branch, which exists if any does: where HEAD names none, it takes `master` or the first there is."""
+        named = self.default_branch(project_id)
+        branches = [ref for ref in self.refs(project_id) if ref.startswith(_HEADS)]
+        if not branches or _HEADS + named in branches:
+            return named
+        chosen = next((ref for ref in branches if ref == f"{_HEADS}master"), branches[0])
+        _git(f"--git-dir={self._there(project_id)}", "symbolic-ref", "HEAD", chosen)
+        return chosen.removeprefix(_HEADS)
+
     def resolve(self, project_id: str, name: str) -> str:
         """The commit that a full or short ref name, `HEAD`, or a (short) sha means. Raises NotFound."""
         missing = NotFound(f"There is no branch, tag or commit {name[:100]!r} in project {project_id}.")
@@ -190,17 +201,17 @@ class Repos:
     def list_dir(self, project_id: str, sha: str, path: str = "") -> list[FileEntry]:
         """What is in a folder of a commit, by name. A submodule has kind `submodule`; sizes are those of the contents."""
         with self._reader(project_id) as reader:
-            mode, tree = _find(reader, _sha(sha), path)
+            mode, tree = find(reader, _sha(sha), path)
             if not stat.S_ISDIR(mode):
                 raise BadRequest(f"{path!r} is not a folder.")
-            return list(_entries(reader, tree, path.strip("/")))
+            return list(entries(reader, tree, path.strip("/")))
 
     def read(self, project_id: str, sha: str, path: str, limit: int = MAX_READ) -> bytes:
         """A file's bytes at a commit. Links are not followed. Raises NotFound, BadRequest, TooLarge."""
         with self._reader(project_id) as reader:
-            mode, blob = _find(reader, _sha(sha), path)
+            mode, blob = find(reader, _sha(sha), path)
             if not stat.S_ISREG(mode):
-                raise BadRequest(f"{path!r} is a {_kind(mode)}, not a file.")
+                raise BadRequest(f"{path!r} is a {kind_of(mode)}, not a file.")
             return reader.contents(blob, limit)[1]
 
     def checkout(self, project_id: str, sha: str, target: Path) -> int:
@@ -213,13 +224,13 @@ class Repos:
         files, notes = [], []
         with self._reader(project_id) as reader:
             try:
-                mode, tree = _find(reader, _sha(sha), WORKFLOWS)
+                mode, tree = find(reader, _sha(sha), WORKFLOWS)
             except NotFound:
                 return WorkflowFiles((), ())
             if not stat.S_ISDIR(mode):
-                return WorkflowFiles((), (f"{WORKFLOWS} is a {_kind(mode)}, not a folder; it is left out.",))
-            entries = [one for one in _entries(reader, tree, WORKFLOWS) if one.path.endswith((".yaml", ".yml"))]
-            for entry in entries[:MAX_WORKFLOWS]:
+                return WorkflowFiles((), (f"{WORKFLOWS} is a {kind_of(mode)}, not a folder; it is left out.",))
+            listed = [one for one in entries(reader, tree, WORKFLOWS) if one.path.endswith((".yaml", ".yml"))]
+            for entry in listed[:MAX_WORKFLOWS]:
                 shown = _UNPRINTABLE.sub("?", entry.path)
                 if entry.kind != "file":
                     notes.append(f"{shown} is a {entry.kind}, not a file; it is left out.")
@@ -227,8 +238,8 @@ class Repos:
                     notes.append(f"{shown} has {entry.size_bytes:,} bytes, more than a workflow may; it is left out.")
                 else:
                     files.append((shown, reader.contents(str(entry.hash), MAX_WORKFLOW_BYTES)[1]))
-            if len(entries) > MAX_WORKFLOWS:
-                notes.append(f"{WORKFLOWS} has {len(entries)} files; only the first {MAX_WORKFLOWS} are read.")
+            if len(listed) > MAX_WORKFLOWS:
+                notes.append(f"{WORKFLOWS} has {len(listed)} files; only the first {MAX_WORKFLOWS} are read.")
         return WorkflowFiles(tuple(files), tuple(notes))
 
     # -- the world outside ---------------------------------------------------------------------------------------------
@@ -353,45 +364,3 @@ def _info(sha: str, commit: Commit) -> CommitInfo:
         at = datetime.fromtimestamp(0, UTC)
     author = commit.author.decode("utf-8", "replace")
     return CommitInfo(sha, _UNPRINTABLE.sub("?", author)[:300], _UNPRINTABLE.sub("?", subject)[:500], clock.stamp(at))
-
-
-def _find(reader: Reader, sha: str, path: str) -> tuple[int, str]:
-    """Mode and sha of what stands at `path`; the root folder for an empty path."""
-    mode, found = stat.S_IFDIR, reader.commit(sha).tree.decode()
-    for part in (part for part in path.split("/") if part):
-        if not stat.S_ISDIR(mode):
-            raise NotFound(f"There is no {path!r} in commit {sha[:12]}.")
-        try:
-            mode, raw = reader.tree(found)[part.encode("utf-8", "surrogateescape")]
-        except KeyError as error:
-            raise NotFound(f"There is no {path!r} in commit {sha[:12]}.") from error
-        found = raw.decode()
-    return mode, found
-
-
-def _entries(reader: Reader, tree: str, prefix: str) -> Iterator[FileEntry]:
-    items = reader.tree(tree).items()
-    if len(items) > MAX_ENTRIES:
-        raise TooLarge(f"The folder {prefix or '/'} has {len(items):,} entries; at most {MAX_ENTRIES:,} are read here.")
-    for item in items:
-        assert item.path is not None
-        assert item.mode is not None
-        assert item.sha is not None
-        name = item.path.decode("utf-8", "surrogateescape")
-        kind = _kind(item.mode)
-        info = reader.info(item.sha.decode()) if kind in ("file", "symlink") else None
-        yield FileEntry(
-            path=f"{prefix}/{name}" if prefix else name,
-            kind=kind,
-            size_bytes=info[2] if info else 0,
-            executable=kind == "file" and bool(item.mode & 0o100),
-            hash=item.sha.decode(),
-        )
-
-
-def _kind(mode: int) -> str:
-    if stat.S_ISDIR(mode):
-        return "directory"
-    if stat.S_ISREG(mode):
-        return "file"
-    return "symlink" if stat.S_ISLNK(mode) else "submodule"

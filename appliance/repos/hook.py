@@ -30,7 +30,7 @@ OnPush = Callable[[str, list[Update], str], Iterable[str]]
 
 MAX_UPDATES = 1000
 MAX_REFS = 5000
-MAX_MESSAGE = 1024 * 1024
+MAX_MESSAGE = 8 * 1024 * 1024
 ASK_S = 10.0
 ANSWER_S = 60.0
 
@@ -150,7 +150,7 @@ class HookServer:
                 project_id, updates, pusher = _message(client)
                 for line in self._answer(project_id, updates, pusher):
                     client.sendall(_UNPRINTABLE.sub("?", line)[:2000].encode("utf-8", "replace") + b"\n")
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, TypeError, KeyError) as error:
                 _LOG.warning("a push could not be told of: %s", error)
 
     def _answer(self, project_id: str, updates: list[Update], pusher: str) -> Iterator[str]:

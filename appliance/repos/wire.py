@@ -22,7 +22,7 @@ from pathlib import Path
 from appliance.errors import NotFound, PreconditionFailed, TooManyRequests
 from appliance.repos.reader import git_environment, limits
 
-MEMORY_BYTES = 4 * 1024**3
+MEMORY_BYTES = 2 * 1024**3
 CPU_S = 1800
 TIME_S = 3600.0
 GRACE_S = 5.0
@@ -125,7 +125,8 @@ class _Process:
     def __init__(self, git: asyncio.subprocess.Process, body: AsyncIterator[bytes], time_s: float) -> None:
         self._git = git
         self._complaint = b""
-        self._ended = self._mute = False
+        self._mute = False
+        self._stopping: asyncio.Task[None] | None = None
         _running.add(git.pid)
         self._tasks = [
             asyncio.create_task(self._feed(body)),
@@ -180,16 +181,17 @@ class _Process:
             await self.end()
 
     async def end(self) -> None:
-        """The process group has ended and nothing waits for it; politely first, so that git removes its quarantine."""
-        if self._ended:
-            return
-        self._ended = True
-        current = asyncio.current_task()
-        for task in self._tasks:
-            if task is not current:
-                task.cancel()
-        with contextlib.suppress(Exception):
-            await asyncio.shield(self._stop())
+        """The process group has ended and nothing waits for it; politely first, so that git removes its quarantine.
+
+        May be called twice, and by several at once: each returns when git has ended.
+        """
+        if self._stopping is None:
+            current = asyncio.current_task()
+            for task in self._tasks:
+                if task is not current:
+                    task.cancel()
+            self._stopping = asyncio.create_task(self._stop())
+        await asyncio.shield(self._stopping)
 
     async def _stop(self) -> None:
         assert self._git.stdout
