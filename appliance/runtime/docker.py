@@ -42,6 +42,8 @@ from appliance.states import Seen
 _CALL_S = 20
 _SLOW_S = 120  # making, starting and removing touch the disk and may wait for it
 _PULL_SILENCE_S = 600  # unpacking a large layer says nothing for minutes
+_KILLED = 128 + 9
+_OOM_NEWS_S = 0.3
 _EXEC_OUTPUT = 64 * 1024
 _SEEN = {"created": Seen.CREATED, "exited": Seen.EXITED, "dead": Seen.EXITED, "removing": Seen.EXITED}
 _FOR_EVER = re.compile(r"OCI runtime|could not select device driver|no such file|not found in \$PATH|invalid", re.I)
@@ -80,6 +82,8 @@ class DockerEngine:
         self._clients: dict[float, Any] = {}
         self._settled: dict[tuple[str, str], Sighting] = {}
         self._cpu: dict[str, tuple[float, float]] = {}
+        self._killed: set[str] = set()
+        self._pause = threading.Event()
 
     # -- the engine itself ---------------------------------------------------------------------------------------------
 
@@ -137,6 +141,7 @@ class DockerEngine:
     def stop(self, container_id: str, grace_s: float) -> None:
         if (engine_id := self._find(container_id)) is None:
             return
+        self._killed.add(engine_id)
         with self._translated("stop the container", missing_is_fine=True):
             self._api().stop(engine_id, timeout=math.ceil(grace_s))
 
@@ -149,6 +154,7 @@ class DockerEngine:
         ):
             self._api(_SLOW_S).remove_container(engine_id, v=True, force=True)
         self._cpu.pop(container_id, None)
+        self._killed.discard(engine_id)
 
     def sightings(self) -> list[Sighting]:
         with self._translated("list its containers"):
@@ -288,9 +294,18 @@ class DockerEngine:
         return engine_id
 
     def _look(self, engine_id: str) -> Sighting | None:
-        with self._translated("look at a container", missing_is_fine=True):
-            return sighting_of(self._api().inspect_container(engine_id))
-        return None
+        """What it shows. Docker may tell of the end before it has heard that memory ran out (seen with 20.10), so a
+        KILL that was not ours is looked at for a moment longer; then what is seen is settled."""
+        patience = clock.monotonic() + _OOM_NEWS_S
+        while True:
+            with self._translated("look at a container", missing_is_fine=True):
+                sighting = sighting_of(self._api().inspect_container(engine_id))
+                unsure = sighting.exit_code == _KILLED and not sighting.out_of_memory
+                if not unsure or engine_id in self._killed or clock.monotonic() > patience:
+                    return sighting
+                self._pause.wait(0.02)
+                continue
+            return None
 
     def _network_of(self, spec: ContainerSpec) -> str | None:
         if spec.network is None or spec.profile == "serving":
@@ -419,6 +434,10 @@ def sighting_of(shown: Mapping[str, Any]) -> Sighting:
     state, labels = shown["State"], shown["Config"]["Labels"]
     seen = _SEEN.get(state["Status"], Seen.RUNNING)
     failed_to_start = seen is Seen.CREATED and state.get("Error")
+    started, finished = _stamp(state["StartedAt"]), _stamp(state["FinishedAt"])
+    if started and finished and seen is Seen.EXITED:
+        # Docker stamps the start after it, containerd the end: a program of a millisecond can seem to end before.
+        started = min(started, finished)
     return Sighting(
         id=labels[f"{LABEL}.id"],
         engine_id=shown["Id"],
@@ -426,8 +445,8 @@ def sighting_of(shown: Mapping[str, Any]) -> Sighting:
         seen=seen,
         exit_code=int(state["ExitCode"]) if seen is Seen.EXITED or failed_to_start else None,
         out_of_memory=bool(state["OOMKilled"]) and seen is Seen.EXITED and state["ExitCode"] != 0,
-        started_at=_stamp(state["StartedAt"]),
-        finished_at=_stamp(state["FinishedAt"]) if seen is Seen.EXITED else None,
+        started_at=started,
+        finished_at=finished if seen is Seen.EXITED else None,
         error=state.get("Error") or None,
     )
 
