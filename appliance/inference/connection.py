@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,6 +43,9 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _JOIN_BELOW_BYTES = 64 * 1024
 
 
+Done = Callable[[Response], None]
+
+
 class Answers(Protocol):
     """What a connection puts its questions to (see `service.Service`)."""
 
@@ -49,7 +53,7 @@ class Answers(Protocol):
 
     def admit(self, head: Head) -> Response | None: ...
 
-    def answer(self, head: Head, body: bytes | memoryview, done: Any) -> None: ...
+    def answer(self, head: Head, body: bytes | memoryview, done: Done) -> None: ...
 
 
 class Owner(Protocol):
@@ -81,6 +85,7 @@ class Connection(asyncio.BufferedProtocol):
         self._eof = False
         self._paused = False
         self._full = False
+        self._unsent = 0
         self._advancing = False
         self._held_until: float | None = None
         self.deadline = time.monotonic() + IDLE_DEADLINE_S
@@ -130,12 +135,15 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._full = True
+        self._unsent = self._transport.get_write_buffer_size()
         self._postpone(WRITE_DEADLINE_S)
 
     def resume_writing(self) -> None:
         self._full = False
-        self._postpone(IDLE_DEADLINE_S)
-        if self._step == "head":
+        if self._step == "linger":
+            self._postpone(LINGER_DEADLINE_S)
+        elif self._step == "head":
+            self._idle()
             self._advance()
 
     # -- deadlines -----------------------------------------------------------------------------------------------------
@@ -153,9 +161,15 @@ class Connection(asyncio.BufferedProtocol):
             self.deadline = moment
 
     def expire(self) -> None:
-        """The deadline has passed."""
-        if self._full or self._step in ("linger", "closed"):
+        """The deadline has passed. Whoever still reads, however slowly, is waited for."""
+        if self._full and self._transport.get_write_buffer_size() < self._unsent:
+            self.pause_writing()
+        elif self._full or self._step == "closed":
             self.abort()
+        elif self._step == "linger":
+            self._step = "closed"
+            self._postpone(WRITE_DEADLINE_S)
+            self._transport.close()
         elif self._step == "busy":
             self._postpone(IDLE_DEADLINE_S)
         elif self._step == "head" and not self._in:
@@ -207,7 +221,7 @@ class Connection(asyncio.BufferedProtocol):
             if len(self._in) >= HEAD_LIMIT_BYTES:
                 raise Refusal(431, f"The request's head is larger than {HEAD_LIMIT_BYTES // 1024} KiB.")
             if stray_line_end(self._in):
-                raise Refusal(400, "The request's head has a line that does not end with CRLF.")
+                raise Refusal(400, "The request's head has a line that does not end with CRLF, or a NUL.")
             return False
         head = parse_head(bytes(self._in[:end]))
         del self._in[: end + 4]
@@ -284,9 +298,9 @@ class Connection(asyncio.BufferedProtocol):
             self._linger()
             return
         self._step = "head"
-        if self._in:
+        if self._in and not self._full:
             self._postpone(HEAD_DEADLINE_S)
-        else:
+        elif not self._full:
             self._idle()
         if self._paused:
             self._paused = False
@@ -317,7 +331,8 @@ class Connection(asyncio.BufferedProtocol):
         """Say that nothing more comes, and read on for a moment, so that no reset overtakes the answer."""
         self._step = "linger"
         self._in.clear()
-        self._postpone(LINGER_DEADLINE_S)
+        if not self._full:
+            self._postpone(LINGER_DEADLINE_S)
         if self._paused:
             self._paused = False
             self._transport.resume_reading()

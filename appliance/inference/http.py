@@ -26,6 +26,7 @@ from typing import Any
 from appliance.inference.connection import Answers, Connection
 
 MAX_CONNECTIONS = 4096
+SWEEP_S = 1.0
 _SCRATCH_BYTES = 256 * 1024
 
 
@@ -119,12 +120,12 @@ class Server:
             connection.expire()
         if not self._accepting and not self.draining and len(self.connections) < MAX_CONNECTIONS:
             self._watch(True)
-        self._sweep = self.loop.call_later(1.0, self._tick) if self.connections else None
+        self._sweep = self.loop.call_later(SWEEP_S, self._tick) if self.connections else None
 
     def opened(self, connection: Connection) -> None:
         self.connections.add(connection)
         if self._sweep is None:
-            self._sweep = self.loop.call_later(1.0, self._tick)
+            self._sweep = self.loop.call_later(SWEEP_S, self._tick)
 
 
 def _same(one: socket.socket, other: socket.socket) -> bool:

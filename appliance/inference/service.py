@@ -24,6 +24,7 @@ from urllib.parse import unquote_to_bytes
 import appliance
 from appliance.errors import ApplianceError
 from appliance.inference import protocol
+from appliance.inference.connection import Done
 from appliance.inference.onnx import Model
 from appliance.inference.protocol import Ask
 from appliance.inference.tensors import Array
@@ -33,8 +34,6 @@ INLINE_BELOW_S = 300e-6
 _OPEN = frozenset(("/v2/health/live", "/v2/health/ready"))
 _STATUS = {"NOT_FOUND": 404, "UNAUTHORIZED": 401, "PAYLOAD_TOO_LARGE": 413, "BAD_REQUEST": 400, "PARSE_ERROR": 400}
 _CHALLENGE = b'WWW-Authenticate: Bearer realm="deployment"\r\n'
-
-Done = Callable[[Response], None]
 
 
 class Counters:

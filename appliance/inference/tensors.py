@@ -82,6 +82,8 @@ def _numbers(spec: TensorSpec, data: list[Any]) -> Array:
         raise BadRequest(f"Input {spec.name!r}: the lists of its data have different lengths.") from error
     if found.size == 0:
         return np.empty(0, dtype)
+    if dtype.kind in "iu" and found.dtype.kind in "fO":
+        found = _large_integers(data, found)
     if found.dtype.kind not in _KINDS[dtype.kind]:
         raise BadRequest(f"Input {spec.name!r} is {spec.datatype}: its data must be {_WORDS[dtype.kind]}.")
     if dtype.kind in "iu":
@@ -94,6 +96,15 @@ def _numbers(spec: TensorSpec, data: list[Any]) -> Array:
     if dtype.kind == "f" and not np.isfinite(cast).all():
         raise BadRequest(f"Input {spec.name!r}: a value is too large for {spec.datatype}.")
     return cast
+
+
+def _large_integers(data: list[Any], found: Array) -> Array:
+    """numpy 2 makes floats of integers that straddle 2**63 (`[2**63, 0]`), and rounds them: read those again, exactly."""
+    exact: Array = np.array(data, dtype=object)
+    if not all(type(value) is int for value in exact.ravel()):
+        return found
+    low, high = int(min(exact.ravel())), int(max(exact.ravel()))
+    return exact.astype(np.uint64) if low >= 0 and high < 2**64 else found
 
 
 def _flatten_strings(spec: TensorSpec, data: list[Any]) -> Array:

@@ -28,6 +28,7 @@ _TARGET = re.compile(rb"[\x21-\x7e]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _DIGITS = re.compile(r"[0-9]{1,18}")
 _HEX = re.compile(rb"[0-9A-Fa-f]{1,8}")
+_NOT_AT_ALL = re.compile(r"q=0(\.0*)?")
 _STRAY = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
 _ONCE = frozenset(
     (
@@ -88,7 +89,7 @@ def stray_line_end(block: bytes | bytearray) -> bool:
 def parse_head(block: bytes) -> Head:
     """Understand the bytes before the empty line (without it); raises `Refusal` for what is not strictly HTTP/1.x."""
     if stray_line_end(block) or block.endswith(b"\r"):
-        raise Refusal(400, "The request's head has a line that does not end with CRLF.")
+        raise Refusal(400, "The request's head has a line that does not end with CRLF, or a NUL.")
     first, *lines = block.split(b"\r\n")
     method, path, minor = _request_line(first)
     headers = _headers(lines)
@@ -247,7 +248,7 @@ def accepted_coding(accept: str) -> str:
     allowed = set()
     for item in accept.lower().split(","):
         coding, _, quality = item.partition(";")
-        if quality.replace(" ", "").rstrip("0").rstrip(".") != "q=":
+        if not _NOT_AT_ALL.fullmatch(quality.replace(" ", "")):
             allowed.add(coding.strip())
     return next((coding for coding in ("gzip", "deflate") if coding in allowed), "")
 
