@@ -45,6 +45,7 @@ class World:
         self.networks: dict[tuple[str, str], str] = {}
         self.nudges: list[tuple[str, Nudge]] = []
         self.broken = False
+        self.breaks = 0
         self.created = 0
         self._last_ns = 0
 
@@ -55,8 +56,9 @@ class World:
         return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:09d}Z"
 
     def break_down(self, broken: bool = True) -> None:
-        """The engine does not answer (or does again); what runs goes on."""
+        """The engine does not answer (or does again); what runs goes on, every stream ends."""
         with self.changed:
+            self.breaks += broken
             self.broken = broken
             self.changed.notify_all()
 
@@ -180,7 +182,7 @@ class MemoryEngine:
         with self._world() as world:
             closed = threading.Event()
             box = world.boxes.get((self.instance, container_id))
-            return _Stream(self._lines(box, since or "", follow, closed), closed, world)
+            return _Stream(self._lines(box, since or "", follow, closed, world.breaks), closed, world)
 
     def stats(self, container_id: str) -> Stats | None:
         with self._world() as world:
@@ -209,7 +211,7 @@ class MemoryEngine:
     def events(self) -> _Stream:
         with self._world() as world:
             closed = threading.Event()
-            return _Stream(self._nudges(len(world.nudges), closed), closed, world)
+            return _Stream(self._nudges(len(world.nudges), closed, world.breaks), closed, world)
 
     def address(self, container_id: str) -> str | None:
         with self._world() as world:
@@ -303,11 +305,13 @@ class MemoryEngine:
                 box.lines.append(LogEntry(self.world.stamp_ns(), stream, text))
                 self.world.changed.notify_all()
 
-    def _lines(self, box: _Box | None, since: str, follow: bool, closed: threading.Event) -> Iterator[LogEntry]:
+    def _lines(
+        self, box: _Box | None, since: str, follow: bool, closed: threading.Event, breaks: int
+    ) -> Iterator[LogEntry]:
         world, at = self.world, 0
         while box is not None and not closed.is_set():
             with world.changed:
-                if follow and world.broken:
+                if world.breaks != breaks:
                     raise EngineBusy("The memory engine was broken by a test.")
                 ready, ended = box.lines[at:], box.sighting.seen is Seen.EXITED or box.gone
                 if not ready and not (follow and not ended):
@@ -317,11 +321,11 @@ class MemoryEngine:
             at += len(ready)
             yield from (line for line in ready if line.at >= since)
 
-    def _nudges(self, at: int, closed: threading.Event) -> Iterator[Nudge]:
+    def _nudges(self, at: int, closed: threading.Event, breaks: int) -> Iterator[Nudge]:
         world = self.world
         while not closed.is_set():
             with world.changed:
-                if world.broken:
+                if world.breaks != breaks:
                     raise EngineBusy("The memory engine was broken by a test.")
                 ready = world.nudges[at:]
                 if not ready:

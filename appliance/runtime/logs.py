@@ -86,6 +86,11 @@ class LogStore:
         self._segment = segment_bytes
         self._changed = threading.Condition(threading.RLock())
         self._writers: dict[str, _Writer] = {}
+        self._listeners: list[Callable[[], None]] = []
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after every new line and every end of a log, in the writing thread; it must only set a flag."""
+        self._listeners.append(listener)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -150,7 +155,7 @@ class LogStore:
                         _compress(path)
                 (folder / _SEALED).touch()
                 _sync_folder(folder)
-            self._changed.notify_all()
+            self._tell()
 
     def close(self) -> None:
         """Nothing is open any more; followers end. Logs that are not sealed go on at the next capture."""
@@ -158,7 +163,7 @@ class LogStore:
             for writer in self._writers.values():
                 os.close(writer.file)
             self._writers.clear()
-            self._changed.notify_all()
+            self._tell()
 
     def remove(self, container_id: str) -> None:
         """The log is gone. Missing: nothing happens."""
@@ -166,7 +171,7 @@ class LogStore:
             if writer := self._writers.pop(container_id, None):
                 os.close(writer.file)
             shutil.rmtree(self._of(container_id), ignore_errors=True)
-            self._changed.notify_all()
+            self._tell()
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -196,14 +201,15 @@ class LogStore:
                     break
         return found
 
-    def wait(self, container_id: str, after: int, timeout_s: float) -> bool:
+    def wait(self, container_id: str, after: int, timeout_s: float, stop: threading.Event | None = None) -> bool:
         """Whether there is a line above `after` or the log has ended; waits for it at most `timeout_s` seconds."""
 
         def news() -> bool:
             return self.count(container_id) > after + 1 or self.is_sealed(container_id)
 
         with self._changed:
-            return self._changed.wait_for(news, timeout_s)
+            self._changed.wait_for(lambda: news() or (stop is not None and stop.is_set()), timeout_s)
+            return news()
 
     def follow(self, container_id: str, after: int = -1, stop: threading.Event | None = None) -> Iterator[LogLine]:
         """Every line above `after`, those to come as well, until the log is sealed or `stop` is set.
@@ -218,12 +224,18 @@ class LogStore:
             elif self.is_sealed(container_id) and self.count(container_id) <= after + 1:
                 return
             else:
-                self.wait(container_id, after, _LOOK_S)
+                self.wait(container_id, after, _LOOK_S, stop)
 
     def wake(self) -> None:
         """Every follower looks at its `stop`."""
         with self._changed:
-            self._changed.notify_all()
+            self._tell()
+
+    def _tell(self) -> None:
+        """With the lock held: something is new."""
+        self._changed.notify_all()
+        for listener in self._listeners:
+            listener()
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
@@ -302,7 +314,7 @@ class LogStore:
                 writer.full = True
             elif writer.size >= self._segment:
                 self._roll(container_id, writer)
-            self._changed.notify_all()
+            self._tell()
             return not writer.full
 
     def _write(self, container_id: str, writer: _Writer, line: str) -> None:
