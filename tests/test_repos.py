@@ -20,7 +20,7 @@ import uvicorn
 from waiting import wait_until
 
 from appliance.errors import ApplianceError, BadRequest, Corrupt, NotFound, PreconditionFailed, TooLarge
-from appliance.repos import Repos, hook_server, http_backend
+from appliance.repos import HttpAnswer, Repos, hook_server, http_backend
 
 PROJECT = "p28rlnvnw51"
 WORKFLOW = "on: push\njobs: {a: {uses: script@v1, with: {script: echo}}}\n"
@@ -107,16 +107,31 @@ def _application(repos: Repos) -> Callable[..., Any]:
             await send({"type": "http.response.start", "status": 404, "headers": []})
             await send({"type": "http.response.body", "body": str(error).encode()})
             return
+        fields = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
+        await send({"type": "http.response.start", "status": answer.status, "headers": fields})
+        sending = asyncio.create_task(_send(answer, send))
+        leaving = asyncio.create_task(_left(receive))
         try:
-            fields = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
-            await send({"type": "http.response.start", "status": answer.status, "headers": fields})
-            async for part in answer.body:
-                await send({"type": "http.response.body", "body": part, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+            await asyncio.wait([sending, leaving], return_when=asyncio.FIRST_COMPLETED)
         finally:
+            sending.cancel()
+            leaving.cancel()
+            await asyncio.gather(sending, leaving, return_exceptions=True)
             await answer.close()
 
     return application
+
+
+async def _send(answer: HttpAnswer, send: Callable[[Any], Any]) -> None:
+    async for part in answer.body:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _left(receive: Callable[[], Any]) -> None:
+    """As web frameworks do while they answer; whatever of the request's body comes here is lost."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _body(receive: Callable[[], Any]) -> AsyncIterator[bytes]:

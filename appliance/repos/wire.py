@@ -27,7 +27,7 @@ CPU_S = 1800
 TIME_S = 3600.0
 GRACE_S = 5.0
 MAX_RUNNING = 32
-MAX_HEAD = 64 * 1024
+MAX_EARLY = 1024 * 1024
 CHUNK = 64 * 1024
 
 _LOG = logging.getLogger(__name__)
@@ -75,7 +75,10 @@ async def http_backend(
     hook_socket: Path | None = None,
     time_s: float = TIME_S,
 ) -> HttpAnswer:
-    """Run git for one request to `root/repository`; returns when git has written its header.
+    """Run git for one request to `root/repository`; returns when git has its header written and the body is used up.
+
+    Only then may a web framework begin to answer: one that looks out for a client that leaves (Litestar's `Stream`)
+    would take pieces of the body for itself. git writes next to nothing before it has read everything.
 
     `path_info` is what follows the repository in the URL; `user` is whom the hook names as the pusher. The caller has
     checked who may do what (`service_of`). Raises NotFound for any other request, TooManyRequests above 32 at once.
@@ -103,6 +106,7 @@ async def http_backend(
     process = await _Process.start(environment, body, time_s)
     try:
         status, fields = await process.head()
+        await process.fed()
     except BaseException:
         await process.end()
         raise
@@ -146,7 +150,7 @@ class _Process:
                 stderr=asyncio.subprocess.PIPE,
                 env=environment,
                 start_new_session=True,
-                limit=MAX_HEAD,
+                limit=MAX_EARLY,
             )
         except OSError as error:
             raise PreconditionFailed(f"git cannot be started: {error}.") from error
@@ -169,6 +173,10 @@ class _Process:
             elif name and name.lower() not in ("transfer-encoding", "content-length", "connection"):
                 fields.append((name, value.strip()))
         return status, tuple(fields)
+
+    async def fed(self) -> None:
+        """The body was read to its end, or nobody will."""
+        await asyncio.wait(self._tasks[:1])
 
     async def rest(self) -> AsyncGenerator[bytes, None]:
         assert self._git.stdout
