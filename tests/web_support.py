@@ -20,14 +20,10 @@ from appliance.config import Config
 from appliance.db import Database, open_database
 from appliance.records import SYSTEM, Actor, Role
 from appliance.repos import Repos
+from appliance.runtime.logs import LogStore
 from appliance.store import Store
 from appliance.web.app import Site, create_app
 from appliance.web.house import House
-
-try:
-    from appliance.runtime.logs import LogStore
-except ImportError:
-    LogStore = None
 
 PASSWORD = "correct horse battery"
 
@@ -100,7 +96,7 @@ def running_web(folder: Path) -> Iterator[Web]:
     config.run_dir.mkdir()
     with database(folder) as db:
         store = Store(config.store_dir, reserve_mib=1, floor_bytes=1 << 20)
-        logs = LogStore(config.logs_dir) if LogStore else None
+        logs = LogStore(config.logs_dir)
         house = House(
             config=config,
             db=db,

@@ -51,7 +51,7 @@ class Site(Litestar):
     __slots__ = ("_outer", "live")
 
     def __init__(self, house: House) -> None:
-        self.live = Live(house.db)
+        self.live = Live(house.db, house.logs)
         super().__init__(
             route_handlers=[*HANDLERS, *git.HANDLERS, *pages.HANDLERS],
             guards=[auth.permit],
@@ -141,10 +141,11 @@ async def _head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> Non
 
 @asynccontextmanager
 async def _threads(app: Litestar) -> AsyncIterator[None]:
-    """Threads enough for handlers that wait (the default is six on two cores)."""
-    del app
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="web") as pool:
-        asyncio.get_running_loop().set_default_executor(pool)
+    """Threads enough for handlers that wait (the default is six on two cores), and others for slow uploads."""
+    web, uploads = (ThreadPoolExecutor(THREADS, thread_name_prefix=name) for name in ("web", "upload"))
+    with web, uploads:
+        asyncio.get_running_loop().set_default_executor(web)
+        app.state.uploads = uploads
         yield
 
 

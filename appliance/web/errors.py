@@ -81,7 +81,7 @@ def describe(error: Exception, scope: Scope) -> tuple[int, dict[str, Any], dict[
         body: dict[str, Any] = {"code": error.code, "message": error.message}
         if error.issues:
             body["issues"] = [{"message": issue} for issue in error.issues]
-        return STATUS.get(error.code, 500), body, dict(getattr(error, "headers", {}))
+        return getattr(error, "status", STATUS.get(error.code, 500)), body, dict(getattr(error, "headers", {}))
     if isinstance(error, HTTPException):
         return _of_litestar(error, scope)
     number = secrets.token_hex(4)

@@ -7,26 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from appliance.config import Config
 from appliance.db import Database
+from appliance.doctor import Finding
+from appliance.records import Card
 from appliance.repos import Repos
 from appliance.runtime.engine import Engine
+from appliance.runtime.logs import LogStore
 from appliance.store import Store
 
 
 @dataclass(frozen=True)
 class House:
-    """`wake` makes the loops look at once. `health` is None while all is well, else the sentence. `doctor` looks around."""
+    """`wake` makes the loops look at once. `health` is None while all is well, else the sentence. `doctor` looks around.
+
+    `cards` are those that the machine has at this moment.
+    """
 
     config: Config
     db: Database
     store: Store
     repos: Repos
     engine: Engine
-    logs: Any
+    logs: LogStore
     wake: Callable[[], None]
     instance: str
     health: Callable[[], str | None]
-    doctor: Callable[[], Sequence[Any]]
+    doctor: Callable[[], Sequence[Finding]]
+    cards: Callable[[], Sequence[Card]] = tuple

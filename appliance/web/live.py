@@ -19,22 +19,29 @@ from typing import Any
 from litestar import Litestar
 from litestar.response import Stream
 
-from appliance.db import Database
+from appliance import accounts
+from appliance.db import Database, Reader
+from appliance.errors import ApplianceError, Unauthorized
+from appliance.records import Actor
+from appliance.runtime.logs import LogStore
+from appliance.web.errors import AnyRequest
 
 HEARTBEAT_S = 15.0
 PAUSE_S = 0.05
+MANY = 1000  # a look that finds so many events looks again at once
 Event = tuple[str, Any]
 
 
 class Live:
-    """Wakes the streams after commits. `close` ends them all and may be called from any thread."""
+    """Wakes the streams after commits and new log lines. `close` ends them all and may be called from any thread."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, logs: LogStore) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._next: asyncio.Future[None] | None = None
         self._planned = False
         self.closed = False
         db.on_commit(self.wake)
+        logs.on_change(self.wake)
 
     @asynccontextmanager
     async def running(self, app: Litestar) -> AsyncIterator[None]:
@@ -85,27 +92,50 @@ class Live:
         self._fire()
 
 
-async def stream(live: Live, look: Callable[[], tuple[list[Event], bool]]) -> AsyncIterator[bytes]:
-    """What `look` finds, now and after each change, until it says that it is over.
+Found = tuple[list[Event], bool]
+Look = Callable[[], Found]
+
+
+async def stream(live: Live, look: Look, first: Found, ticket: asyncio.Future[None]) -> AsyncIterator[bytes]:
+    """What `look` found first, and then after each change since `ticket`, until it says that it is over.
 
     `look` runs in a thread and returns the events that are new since it was last called, and whether these were the last.
+    An error of it (the thing was deleted, the one who asks was removed) ends the stream with the sentence.
     """
     loop = asyncio.get_running_loop()
-    while not live.closed:
-        ticket = live.ticket()
-        events, over = await loop.run_in_executor(None, look)
+    events, over = first
+    while True:
         if events:
             yield b"".join(encode(name, data) for name, data in events)
         if over:
             return
-        while not await live.changed(ticket):
+        while not live.closed and len(events) < MANY and not await live.changed(ticket):
             yield b": still here\n\n"
+        if live.closed:
+            return
+        ticket = live.ticket()
+        try:
+            events, over = await loop.run_in_executor(None, look)
+        except ApplianceError as error:
+            events, over = [("end", {"phase": None, "message": error.message})], True
+
+
+def insist(db: Reader, actor: Actor) -> None:
+    """Raises Unauthorized when the one who opened the stream has been removed, disabled or given another role since."""
+    user = accounts.find_user(db, actor.user_id)
+    if user is None or user.disabled_at or user.role is not actor.role:
+        raise Unauthorized("Your account has changed; sign in again.")
 
 
 def encode(name: str, data: Any) -> bytes:
     return f"event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
 
 
-def answer(events: AsyncIterator[bytes]) -> Stream:
-    """`events` as a response that nginx does not buffer."""
-    return Stream(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+async def answer(request: AnyRequest, look: Look) -> Stream:
+    """`look` as a response that nginx does not buffer. What is wrong at the first look is an ordinary error answer."""
+    live: Live = request.app.state.live
+    ticket = live.ticket()
+    first = await asyncio.get_running_loop().run_in_executor(None, look)
+    return Stream(
+        stream(live, look, first, ticket), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
+    )

@@ -6,6 +6,14 @@ from collections.abc import Sequence
 
 from litestar.handlers import HTTPRouteHandler
 
-from appliance.web.api import accounts, machine, projects
+from appliance.web.api import accounts, datasets, deployments, machine, models, projects, runs
 
-HANDLERS: Sequence[HTTPRouteHandler] = (*accounts.HANDLERS, *machine.HANDLERS, *projects.HANDLERS)
+HANDLERS: Sequence[HTTPRouteHandler] = (
+    *accounts.HANDLERS,
+    *machine.HANDLERS,
+    *projects.HANDLERS,
+    *datasets.HANDLERS,
+    *models.HANDLERS,
+    *runs.HANDLERS,
+    *deployments.HANDLERS,
+)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar.params import FromPath, JSONBody, QueryParameter
 
-from appliance import events, projects
+from appliance import events, projects, removal
 from appliance.errors import BadRequest, Forbidden, NotFound
 from appliance.records import Event, Page
 from appliance.web import render
@@ -58,6 +58,21 @@ def rename_project(request: AnyRequest, project: FromPath[str], data: JSONBody[P
     house, actor = who(request)
     with house.db.write() as tx:
         return render.project(projects.rename(tx, actor, project, data.name), house.config)
+
+
+@get("/v1/projects/{project:str}/removal")
+def removal_of_project(request: AnyRequest, project: FromPath[str]) -> Json:
+    """The sentence that says what deleting it takes away."""
+    house, actor = who(request)
+    with house.db.read() as r:
+        return {"text": removal.project_text(r, actor, project)}
+
+
+@delete("/v1/projects/{project:str}")
+def delete_project(request: AnyRequest, project: FromPath[str]) -> Json:
+    """The project and all that it holds are gone; its creator and admins may."""
+    house, actor = who(request)
+    return render.project(removal.delete_project(house.db, house.repos, actor, project), house.config)
 
 
 @get("/v1/projects/{project:str}/collaborators")
@@ -141,6 +156,8 @@ HANDLERS = [
     create_project,
     get_project,
     rename_project,
+    removal_of_project,
+    delete_project,
     list_collaborators,
     add_collaborator,
     remove_collaborator,
