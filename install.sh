@@ -465,14 +465,17 @@ end() {
 gone() { [[ ! -e /proc/$1 ]] || grep -q '^State:.*Z' "/proc/$1/status" 2>/dev/null; }
 
 PROCESSES=(holder gateway run)
-word_of() { if [[ $1 == gateway ]]; then echo nginx; else echo "applianced $1"; fi; }
+word_of() { case $1 in gateway) echo nginx ;; holder) echo holder ;; *) echo "applianced $1" ;; esac; } # what its command line says
 unit_of() { case $1 in run) echo appliance.service ;; *) echo "appliance-$1.service" ;; esac; }
 
 # What the running processes were started with; another program or configuration means that they start again.
 program_hash() { cat "$PREFIX/installed" "$CONFIG" | sha256sum | cut -d' ' -f1; }
 holder_hash() { find "$PREFIX/venv/lib" -path '*/appliance/inference/holder.py' -exec sha256sum {} + | cut -d' ' -f1; }
 
-hash_for() { if [[ $1 == holder ]]; then holder_hash; else program_hash; fi; }
+# The gateway becomes nginx, so that only the configuration is a reason to start it again.
+hash_for() {
+  case $1 in holder) holder_hash ;; gateway) sha256sum "$CONFIG" | cut -d" " -f1 ;; *) program_hash ;; esac
+}
 
 install_units() {
   local name changed=0
@@ -491,7 +494,7 @@ install_units() {
 }
 
 check_ports() {
-  "$PREFIX/venv/bin/python" - <<'PYTHON' || die "$(tail -n 1 "$LOG")" "Or choose others: ./install.sh --https-port N --http-port N"
+  "$PREFIX/venv/bin/python" - <<'PYTHON' || die "$(tail -n 1 "$LOG")" "That, or ./install.sh with --https-port N or --http-port N."
 import sys
 from appliance import config
 from appliance.errors import ApplianceError
@@ -533,10 +536,15 @@ healthy() {
 u.build_opener(u.ProxyHandler({})).open(sys.argv[1], timeout=3)' "http://127.0.0.1:$HTTP_PORT/health" >/dev/null 2>&1
 }
 
+healthy_or_ended() { healthy || ! process_runs run; }
+
 wait_for_health() {
-  wait_for 60 healthy && return
-  if systemd_runs; then journalctl --no-pager -n 20 -u appliance -u appliance-gateway; else tail -n 20 "$LOG_DIR"/{run,gateway}.log; fi
-  die "The daemon does not answer at http://127.0.0.1:$HTTP_PORT/health." "See the log's last lines and: applianced doctor"
+  wait_for 60 healthy_or_ended
+  ! healthy || return 0
+  if systemd_runs; then journalctl --no-pager -n 20 -u appliance -u appliance-gateway; else tail -n 20 -v "$LOG_DIR"/{run,gateway}.log; fi
+  "$PREFIX/venv/bin/applianced" doctor || true
+  die "The daemon does not answer at http://127.0.0.1:$HTTP_PORT/health." \
+    "\`applianced doctor\` says what is wrong; the last lines of every log stand in the one below."
 }
 
 stop_processes() {

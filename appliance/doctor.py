@@ -15,6 +15,7 @@ import http.client
 import ipaddress
 import json
 import os
+import pwd
 import re
 import shutil
 import socket
@@ -288,9 +289,19 @@ def _daemon(config: Config) -> Iterator[Finding]:
         yield Finding("daemon", "problem", f"The daemon does not answer ({error.strerror or error}).", remedy)
         return
     if status == 200:
-        yield Finding("daemon", "ok", "The daemon answers.")
+        yield _reachable(config) or Finding("daemon", "ok", "The daemon answers.")
     else:
         yield Finding("daemon", "warning", f"The daemon says that it is not well: {_message(body)}", remedy)
+
+
+def _reachable(config: Config) -> Finding | None:
+    """The gateway's workers, which are not root, may use the daemon's socket."""
+    user = pwd.getpwnam(config.service_user)
+    socket_ = config.daemon_socket.stat()
+    if user.pw_uid == 0 or (socket_.st_gid == user.pw_gid and socket_.st_mode & 0o060 == 0o060):
+        return None
+    text = f"The daemon answers root, but not nginx: {config.daemon_socket} is closed to the user {user.pw_name}."
+    return Finding("daemon", "problem", text, "Restart the daemon; its log says why.")
 
 
 def _holder(config: Config) -> Iterator[Finding]:
