@@ -193,6 +193,14 @@ def test_a_second_holder_is_refused_and_a_dead_ones_socket_is_replaced(tmp_path:
         assert HolderClient(path).list() == {}
 
 
+def test_the_hosts_half_loads_nothing_heavy() -> None:
+    script = "import sys, appliance.inference.control, appliance.inference.holder; print(*sys.modules)"
+
+    loaded = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert not {"numpy", "onnxruntime", "uvloop", "orjson", "asyncio"} & set(loaded.split())
+
+
 def test_it_stays_small(tmp_path: Path) -> None:
     with holder(tmp_path / "h.sock") as process:
         status = Path(f"/proc/{process.pid}/status").read_text()

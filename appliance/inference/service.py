@@ -14,10 +14,12 @@ import base64
 import binascii
 import hashlib
 import hmac
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -31,6 +33,7 @@ from appliance.inference.tensors import Array
 from appliance.inference.wire import Head, Refusal, Response, compress, decompress
 
 INLINE_BELOW_S = 300e-6
+DEFECT = "The serving process met an error of its own; its log says more."
 _OPEN = frozenset(("/v2/health/live", "/v2/health/ready"))
 _STATUS = {"NOT_FOUND": 404, "UNAUTHORIZED": 401, "PAYLOAD_TOO_LARGE": 413, "BAD_REQUEST": 400, "PARSE_ERROR": 400}
 _CHALLENGE = b'WWW-Authenticate: Bearer realm="deployment"\r\n'
@@ -97,6 +100,7 @@ class Service:
         self._call_soon = call_soon
         self._costs_s: dict[int, float] = {}
         self._seed = model.trial()
+        self._clock = time.perf_counter if model.on_gpu else time.thread_time
 
     def set_keys(self, keys: tuple[str, ...]) -> None:
         """From the next request on these keys (SHA-256, hex) are the ones that open; none at all opens to everybody."""
@@ -138,7 +142,7 @@ class Service:
         return path[len(self._prefix) :] if path.startswith(self._prefix + "/") else path
 
     def _dispatch(self, head: Head, body: bytes | memoryview, done: Done) -> Response | None:
-        match [_word(part) for part in self._route(head.path).split("/")[1:]]:
+        match _words(self._route(head.path)):
             case ["v2"] | ["v2", ""]:
                 return _read(head, protocol.server_metadata(appliance.__version__))
             case ["v2", "health", "live" | "ready"]:
@@ -155,7 +159,7 @@ class Service:
         raise Refusal(404, f"There is nothing at {head.path}; ask /v2 what there is.")
 
     def _of_model(
-        self, head: Head, body: bytes | memoryview, done: Done, name: str, version: str | None, rest: list[str]
+        self, head: Head, body: bytes | memoryview, done: Done, name: str, version: str | None, rest: Sequence[str]
     ) -> Response | None:
         signature = self.model.signature
         if name != signature.name or version not in (None, signature.version):
@@ -210,14 +214,16 @@ class Service:
                 self._hand_over(ask, size_class, began, done)
                 return None
             return self._finished(ask, size_class, began, *self._run(ask))
-        except ApplianceError:
+        except Exception:
             self.counters.finish(began, 0.0, failed=True)
             raise
 
     def _run(self, ask: Ask) -> tuple[list[Array], float]:
-        began = time.perf_counter()
+        """The outputs, and what the run cost: on a processor its own time there, for the time on the wall holds the
+        wait for the interpreter's lock, and a cheap model that once went to a thread would look dear ever after."""
+        began = self._clock()
         arrays = self.model.run(ask.feeds, [wanted.name for wanted in ask.wanted])
-        return arrays, time.perf_counter() - began
+        return arrays, self._clock() - began
 
     def _hand_over(self, ask: Ask, size_class: int, began: float, done: Done) -> None:
         def back(future: Future[tuple[list[Array], float]]) -> None:
@@ -234,11 +240,15 @@ class Service:
         except ApplianceError as error:
             self.counters.finish(began, 0.0, failed=True)
             response = protocol.error(_STATUS.get(error.code, 500), error.message)
+        except Exception as error:  # a defect of ours, or memory ran out: whoever asked must not wait for ever
+            self.counters.finish(began, 0.0, failed=True)
+            print(f"A request could not be answered: {error!r}", file=sys.stderr, flush=True)
+            response = protocol.error(500, DEFECT)
         done(response)
 
     def _finished(self, ask: Ask, size_class: int, began: float, arrays: list[Array], infer_s: float) -> Response:
         response = protocol.render_infer(self.model.signature, ask, arrays)
-        old = self._costs_s.get(size_class, infer_s)
+        old = self._costs_s.get(size_class, self._seed or infer_s)
         self._costs_s[size_class] = old + 0.1 * (infer_s - old)
         self.counters.finish(began, infer_s, failed=False)
         return response
@@ -277,9 +287,11 @@ def _offered(headers: Mapping[str, str]) -> list[bytes]:
     return offered
 
 
-def _word(part: str) -> str:
+@lru_cache(maxsize=256)
+def _words(path: str) -> tuple[str, ...]:
+    """The path's parts, each decoded by itself, so that an escaped slash within a name stays in it."""
     try:
-        return unquote_to_bytes(part).decode()
+        return tuple(unquote_to_bytes(part).decode() for part in path.split("/")[1:])
     except UnicodeDecodeError as error:
         raise Refusal(400, "The path is not UTF-8.") from error
 

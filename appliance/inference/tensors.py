@@ -13,6 +13,7 @@ Why in its own module: both directions of both forms are functions of values, te
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype("<f8"),
     "BYTES": np.dtype(object),
 }
-_KINDS = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}
+_TYPES: dict[str, set[type]] = {"b": {bool}, "u": {int}, "i": {int}, "f": {int, float}}
 _WORDS = {"b": "true or false", "u": "whole numbers", "i": "whole numbers", "f": "numbers"}
 
 
@@ -66,7 +67,7 @@ def from_json(spec: TensorSpec, shape: tuple[int, ...], data: Any) -> Array:
     """The tensor that `data`, flat or nested, writes in JSON."""
     if not isinstance(data, list):
         raise BadRequest(f"Input {spec.name!r}: data must be a list.")
-    flat = _flatten_strings(spec, data) if spec.datatype == "BYTES" else _numbers(spec, data)
+    flat = _text_values(spec, data) if spec.datatype == "BYTES" else _numbers(spec, data)
     if flat.size != math.prod(shape):
         raise BadRequest(
             f"Input {spec.name!r} of shape {list(shape)} needs {math.prod(shape)} values but was given {flat.size}."
@@ -75,49 +76,36 @@ def from_json(spec: TensorSpec, shape: tuple[int, ...], data: Any) -> Array:
 
 
 def _numbers(spec: TensorSpec, data: list[Any]) -> Array:
+    """numpy is told the type and only shown numbers: left to guess, it makes a text array of gigabytes out of one long
+    string among numbers, rounds `[2**63, 0]`, and takes "1" and true for 1."""
     dtype = DTYPES[spec.datatype]
-    try:
-        found = np.array(data)
-    except (ValueError, OverflowError) as error:
-        raise BadRequest(f"Input {spec.name!r}: the lists of its data have different lengths.") from error
-    if found.size == 0:
-        return np.empty(0, dtype)
-    if dtype.kind in "iu" and found.dtype.kind in "fO":
-        found = _large_integers(data, found)
-    if found.dtype.kind not in _KINDS[dtype.kind]:
+    flat = _flat(spec, data)
+    if not set(map(type, flat)) <= _TYPES[dtype.kind]:
         raise BadRequest(f"Input {spec.name!r} is {spec.datatype}: its data must be {_WORDS[dtype.kind]}.")
     if dtype.kind in "iu":
-        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
-        if int(found.min()) < low or int(found.max()) > high:
+        low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+        if flat and (min(flat) < low or max(flat) > high):
             raise BadRequest(f"Input {spec.name!r}: {spec.datatype} holds {low} to {high}, and a value is outside.")
-        return found.astype(dtype)
     with np.errstate(over="ignore"):
-        cast = found.astype(dtype)
-    if dtype.kind == "f" and not np.isfinite(cast).all():
+        array: Array = np.array(flat, dtype)
+    if dtype.kind == "f" and not np.isfinite(array).all():
         raise BadRequest(f"Input {spec.name!r}: a value is too large for {spec.datatype}.")
-    return cast
+    return array
 
 
-def _large_integers(data: list[Any], found: Array) -> Array:
-    """numpy 2 makes floats of integers that straddle 2**63 (`[2**63, 0]`), and rounds them: read those again, exactly."""
-    exact: Array = np.array(data, dtype=object)
-    if not all(type(value) is int for value in exact.ravel()):
-        return found
-    low, high = int(min(exact.ravel())), int(max(exact.ravel()))
-    return exact.astype(np.uint64) if low >= 0 and high < 2**64 else found
+def _flat(spec: TensorSpec, data: list[Any]) -> list[Any]:
+    """The values of lists in lists, which must all have the same lengths."""
+    while list in (types := set(map(type, data))):
+        if len(types) > 1 or len(set(map(len, data))) > 1:
+            raise BadRequest(f"Input {spec.name!r}: the lists of its data have different lengths.")
+        data = list(itertools.chain.from_iterable(data))
+    return data
 
 
-def _flatten_strings(spec: TensorSpec, data: list[Any]) -> Array:
-    flat: list[str] = []
-    rest: list[Any] = [data]
-    while rest:
-        item = rest.pop()
-        if isinstance(item, list):
-            rest.extend(reversed(item))
-        elif isinstance(item, str):
-            flat.append(item)
-        else:
-            raise BadRequest(f"Input {spec.name!r} is BYTES: its data must be strings.")
+def _text_values(spec: TensorSpec, data: list[Any]) -> Array:
+    flat = _flat(spec, data)
+    if not set(map(type, flat)) <= {str}:
+        raise BadRequest(f"Input {spec.name!r} is BYTES: its data must be strings.")
     return _texts(flat)
 
 
