@@ -18,8 +18,6 @@ import pytest
 from appliance import errors
 from appliance.store import Stage, Store, clean_path, failpoints, remove_folder
 
-pytestmark = pytest.mark.fast
-
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
@@ -109,14 +107,14 @@ def test_hard_links_are_stored_as_files_of_their_own_and_never_taken_over(
     store: Store, source: Path, tmp_path: Path
 ) -> None:
     outside = tmp_path / "outside"
-    outside.write_bytes(b"reachable from elsewhere")
+    outside.write_bytes(b"reachable from elsewhere" * 5000)
     os.link(outside, source / "a")
     os.link(outside, source / "b")
 
     tree = store.put_tree(source, move=True)
     outside.write_bytes(b"changed afterwards")
 
-    assert b"".join(store.read(tree.root, "a")) == b"reachable from elsewhere"
+    assert b"".join(store.read(tree.root, "a")) == b"reachable from elsewhere" * 5000
     assert store.verify([tree.root], deep=True) == []
 
 
@@ -226,7 +224,7 @@ def test_a_file_that_changes_meanwhile_is_stored_as_some_whole_reading_of_it(sto
 
 
 def test_a_file_that_somebody_opens_for_writing_while_it_is_taken_over_is_refused(store: Store, source: Path) -> None:
-    (source / "f").write_bytes(b"mine")
+    (source / "f").write_bytes(b"mine" * 20_000)
 
     def open_it(name: str) -> None:
         if name == "chmod":
@@ -239,7 +237,7 @@ def test_a_file_that_somebody_opens_for_writing_while_it_is_taken_over_is_refuse
     failpoints.arm(None)
 
     assert store.usage().objects == 0
-    assert b"".join(store.read(store.put_tree(source, move=True).root, "f")) == b"mine"
+    assert b"".join(store.read(store.put_tree(source, move=True).root, "f")) == b"mine" * 20_000
 
 
 def test_a_folder_that_is_swapped_for_a_link_is_not_followed(store: Store, source: Path) -> None:

@@ -31,6 +31,7 @@ def lay_out(folder: Path) -> None:
     (folder / "taken" / "sub").mkdir(parents=True)
     for number in range(4):
         (folder / "taken" / "sub" / f"{number}").write_bytes(b"taken %d" % number)
+    (folder / "taken" / "large").write_bytes(b"large" * 20_000)  # large enough to be taken over
     (folder / "taken" / "run").write_bytes(b"#!/bin/sh\n")
     (folder / "taken" / "run").chmod(0o755)
     (folder / "copied").mkdir()
@@ -72,6 +73,7 @@ def in_child(work: Callable[[], None]) -> int:
     child = os.fork()
     if child == 0:
         code = 70
+        signal.alarm(60)  # a child that hangs fails the test instead of holding it up
         try:
             work()
             code = 0
