@@ -399,8 +399,9 @@ def _deployment(db: Reader, row: Row) -> Deployment:
         " ORDER BY number DESC LIMIT 1",
         row["id"],
     )
+    fields = {key: row[key] for key in Deployment.__dataclass_fields__ if key in row}
     return Deployment(
-        **{**row, "enabled": bool(row["enabled"])},
+        **{**fields, "enabled": bool(row["enabled"])},
         latest=None if newest is None else read_spec(newest),
         serving=None if serving is None else read_spec(serving),
     )
