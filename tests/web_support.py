@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import socketserver
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,6 +80,11 @@ class Web:
     keys: dict[str, str]
     _clients: list[httpx.Client]
 
+    @cached_property
+    def stranger(self) -> httpx.Client:
+        """One client for many requests, without a key."""
+        return self.client()
+
     def client(self, who: str | None = None, **headers: str) -> httpx.Client:
         """`who` (boss, ana, bob) by API key; None is a stranger."""
         if who:
@@ -88,6 +97,40 @@ class Web:
         )
         self._clients.append(client)
         return client
+
+    @contextmanager
+    def tcp(self) -> Iterator[int]:
+        """A port of the loopback that leads to the server, for programs that cannot speak to a Unix socket."""
+        with socketserver.ThreadingTCPServer(("127.0.0.1", 0), relay_to(self.socket)) as server:
+            server.daemon_threads = True
+            thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+            thread.start()
+            try:
+                yield server.server_address[1]
+            finally:
+                server.shutdown()
+                thread.join()
+
+
+def relay_to(path: Path) -> type[socketserver.BaseRequestHandler]:
+    class Relay(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.socket(socket.AF_UNIX) as inner:
+                inner.connect(str(path))
+                back = threading.Thread(target=pump, args=(inner, self.request))
+                back.start()
+                pump(self.request, inner)
+                back.join()
+
+    return Relay
+
+
+def pump(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
 
 
 @contextmanager

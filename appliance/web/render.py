@@ -367,10 +367,15 @@ def _plain(node: yamltext.Node) -> Any:
             return node.text == "true"
         case "int" | "float":
             try:
-                return int(node.text, 0) if node.kind == "int" else float(node.text)
+                return _whole(node.text) if node.kind == "int" else float(node.text)
             except ValueError:
                 return node.text
     return node.text
+
+
+def _whole(text: str) -> int:
+    # YAML's core schema: 0o17 and 0xF are octal and hexadecimal, 017 is seventeen.
+    return int(text, 0) if text.lstrip("+-")[:2] in ("0o", "0x") else int(text)
 
 
 # -- deployments -------------------------------------------------------------------------------------------------------

@@ -123,10 +123,10 @@ def handlers(noun: str, verbs: ModuleType, show: Callable[[Any], Json]) -> list[
         """Commit the version, tag it, or both."""
         house, actor = who(request)
         tags = [tag.strip() for tag in (data.tags or "").split(",") if tag.strip()]
-        if not data.is_committed and not tags:
-            raise BadRequest("A version can be committed (isCommitted: true) and tagged (tags); say which.")
         with house.db.read() as r:
             version_id = verbs.get_version(r, actor, thing, selector).id
+        if not data.is_committed and not tags:
+            raise BadRequest("A version can be committed (isCommitted: true) and tagged (tags); say which.")
         if data.is_committed:
             verbs.commit_version(
                 house.db, house.store, house.config.staging_dir, actor, thing, version_id, message=data.message
