@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -115,6 +117,29 @@ def test_a_last_answer_is_not_cut_off_while_it_is_still_being_read(port: int) ->
         assert line.recv(1) == b""
 
 
+def test_when_too_much_is_held_of_unfinished_bodies_the_next_is_refused_and_the_others_go_on(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HELD_LIMIT_BYTES", 0)  # so that four bodies of the largest size are the limit
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 6)
+    monkeypatch.setattr(connection, "BODY_DEADLINE_S", 5.0)
+    head = b"POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: 1024\r\n\r\n"
+
+    lines = [connect(port) for _ in range(5)]
+    for line in lines[:4]:
+        line.sendall(head + bytes(1023))
+    lines[4].sendall(head.replace(b"/b", b"/late") + bytes(1023))
+    refused = select.select(lines, [], [], 5)[0]
+    assert len(refused) == 1
+    assert read_response(refused[0], bytearray())[0] == 503
+
+    for line in lines:
+        if line not in refused:
+            line.sendall(b"x")
+            assert read_response(line, bytearray())[0] == 200
+        line.close()
+
+
 def test_when_all_places_are_taken_the_next_waits_until_one_is_free(port: int) -> None:
     idle = [connect(port) for _ in range(3)]
     for line in idle:
@@ -128,15 +153,44 @@ def test_when_all_places_are_taken_the_next_waits_until_one_is_free(port: int) -
         line.close()
 
 
+def test_a_client_that_sends_on_and_reads_nothing_is_not_buffered_without_end(port: int) -> None:
+    sent = 0
+
+    with connect(port) as line:
+        line.sendall(get("/large"))
+        line.settimeout(1)
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            while sent < 64 * 1024 * 1024:
+                sent += line.send(get("/small") * 1000)
+
+    assert sent < 64 * 1024 * 1024
+
+
+def test_a_body_may_follow_while_the_last_answer_is_still_read(port: int) -> None:
+    with connect(port) as line:
+        line.sendall(get("/large") + b"POST /next HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + bytes(500))
+        outwait_an_idle_one(port)
+        line.sendall(bytes(500) + get("/last"))
+        rest = bytearray()
+
+        assert [read_response(line, rest)[2] for _ in range(3)] == [LARGE, b"/next", b"/last"]
+
+
 def test_many_small_requests_to_a_client_that_reads_late_are_all_answered_in_order(port: int) -> None:
     """The answers fill the buffers, the connection stops reading, and goes on when the client reads."""
-    count = 30_000
+    count = 100_000
     sent = b"".join(get(f"/{number}") for number in range(count))
 
     with connect(port) as line:
-        sender = threading.Thread(target=line.sendall, args=(sent,))
+
+        def send() -> None:
+            line.sendall(sent)
+            line.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
         sender.start()
         rest = bytearray()
         for number in range(count):
             assert read_response(line, rest)[2] == b"/%d" % number
         sender.join()
+        assert line.recv(1) == b""

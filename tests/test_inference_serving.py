@@ -11,6 +11,8 @@ import signal
 import socket
 import stat
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -538,6 +540,21 @@ def test_weights_outside_the_models_folder_are_not_read(tmp_path: Path, place: s
         Model(tmp_path / "m", "m", "1", 1)
 
 
+def test_onnx_runtime_keeps_no_telemetry(tmp_path: Path) -> None:
+    """It would write a device id and what it wants to send below the home folder as soon as it is imported."""
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+
+    subprocess.run(
+        [sys.executable, "-c", "import appliance.inference.onnx"],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        check=True,
+        timeout=60,
+    )
+
+    assert list(tmp_path.rglob("*")) == []
+
+
 def test_only_a_listening_tcp_socket_is_taken(serving: tuple[Replica, int]) -> None:
     with socket.socket() as plain, pytest.raises(BadRequest, match="one listening TCP socket"):
         control.listen(serving[0].control, plain)
@@ -705,6 +722,23 @@ def test_a_dear_request_does_not_hold_up_a_cheap_one(tmp_path: Path) -> None:
             assert talk(port_of(sock), get("/v2/health/live"))[0] == 200
             assert one.wait_for("serving").inflight == 1
             assert read_response(busy, bytearray())[0] == 200
+
+
+def test_requests_behind_a_dear_one_are_answered_in_order_though_the_client_has_half_closed(tmp_path: Path) -> None:
+    ones = np.full((512, 512), 1 / 512, np.float32).tobytes()
+    big = post("/v2/models/m/infer", ones, "Inference-Header-Content-Length: 0\r\n")
+
+    with listening() as sock, replica(tmp_path / "r", slow(tmp_path / "m", 20)) as one:
+        one.serve_on(sock)
+        with socket.create_connection(("127.0.0.1", port_of(sock)), timeout=20) as line:
+            line.sendall(big + get("/v2") * 3 + big + get("/v9"))
+            line.shutdown(socket.SHUT_WR)
+            rest = bytearray()
+            answers = [read_response(line, rest) for _ in range(6)]
+
+            assert [status for status, _, _ in answers] == [200, 200, 200, 200, 200, 404]
+            assert [len(body) > len(ones) for _, _, body in answers] == [True, False, False, False, True, False]
+            assert line.recv(1) == b""
 
 
 def test_a_client_that_goes_away_harms_nobody(serving: tuple[Replica, int]) -> None:

@@ -38,6 +38,7 @@ IDLE_DEADLINE_S = 120.0
 WRITE_DEADLINE_S = 60.0
 LINGER_DEADLINE_S = 2.0
 SKIM_LIMIT_BYTES = 1024 * 1024
+HELD_LIMIT_BYTES = 256 * 1024 * 1024
 _ALIGNMENT = 64
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _JOIN_BELOW_BYTES = 64 * 1024
@@ -57,12 +58,16 @@ class Answers(Protocol):
 
 
 class Owner(Protocol):
-    """What a connection needs of its server (see `http.Server`). `scratch` is shared: it is read before it is lent again."""
+    """What a connection needs of its server (see `http.Server`). `scratch` is shared: it is read before it is lent again.
+
+    `held_bytes` is what all connections together hold of bodies that are not answered yet.
+    """
 
     answers: Answers
     loop: asyncio.AbstractEventLoop
     scratch: memoryview
     draining: bool
+    held_bytes: int
 
     def opened(self, connection: Connection) -> None: ...
 
@@ -86,6 +91,7 @@ class Connection(asyncio.BufferedProtocol):
         self._paused = False
         self._full = False
         self._unsent = 0
+        self._held = 0
         self._advancing = False
         self._held_until: float | None = None
         self.deadline = time.monotonic() + IDLE_DEADLINE_S
@@ -98,6 +104,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, _reason: Exception | None) -> None:
         self._step = "closed"
+        self._hold(0)
         self._server.lost(self)
 
     def get_buffer(self, _sizehint: int) -> memoryview:
@@ -109,8 +116,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._step == "body" and self._body is not None:
             self._filled += nbytes
             self._postpone(BODY_DEADLINE_S)
-            if self._filled == len(self._body):
-                self._ask(self._body)
+            self._advance()
             return
         if self._step in ("linger", "closed"):
             return
@@ -119,17 +125,15 @@ class Connection(asyncio.BufferedProtocol):
         elif self._step in ("chunks", "skim"):
             self._postpone(BODY_DEADLINE_S)
         self._in += self._server.scratch[:nbytes]
-        if self._step == "busy":
-            if len(self._in) > HEAD_LIMIT_BYTES and not self._paused:
-                self._paused = True
-                self._transport.pause_reading()
-            return
         self._advance()
+        if len(self._in) > HEAD_LIMIT_BYTES and self._step in ("busy", "head") and not self._paused:
+            self._paused = True  # requests behind one that is computed, or behind answers that are not read yet
+            self._transport.pause_reading()
 
     def eof_received(self) -> bool:
         self._eof = True
-        if self._step == "busy":
-            return True
+        if self._step == "busy" or (self._step == "head" and self._full and self._in):
+            return True  # half-closed behind requests that are still to be answered
         self._step = "closed"
         return False
 
@@ -144,7 +148,10 @@ class Connection(asyncio.BufferedProtocol):
             self._postpone(LINGER_DEADLINE_S)
         elif self._step == "head":
             self._idle()
+            self._read_again()
             self._advance()
+            if self._eof and self._step == "head" and not self._in:
+                self._linger()
 
     # -- deadlines -----------------------------------------------------------------------------------------------------
 
@@ -189,7 +196,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._advancing = True
         try:
-            while self._in and not self._full and self._one_step():
+            while (self._in or self._step == "body") and self._one_step():
                 pass
         except Refusal as refusal:
             self._refuse(protocol.error(refusal.status, refusal.message))
@@ -198,12 +205,19 @@ class Connection(asyncio.BufferedProtocol):
 
     def _one_step(self) -> bool:
         if self._step == "head":
-            return self._read_head()
-        if self._step == "chunks" and self._chunks is not None:
-            if not self._chunks.feed(self._in):
+            return not self._full and self._read_head()
+        if self._step == "body" and self._body is not None:
+            self._hold(self._filled)
+            if self._filled < len(self._body):
                 return False
-            self._ask(memoryview(self._chunks.body))
+            self._ask(self._body)
             return True
+        if self._step == "chunks" and self._chunks is not None:
+            whole = self._chunks.feed(self._in)
+            self._hold(len(self._chunks.body))
+            if whole:
+                self._ask(memoryview(self._chunks.body))
+            return whole
         if self._step == "skim":
             taken = min(self._skim_left, len(self._in))
             del self._in[:taken]
@@ -270,6 +284,20 @@ class Connection(asyncio.BufferedProtocol):
         self._in.clear()
         self._step = "body"
 
+    def _hold(self, count: int) -> None:
+        """Say how much this connection holds of a body. Raises `Refusal` when all of them together hold too much."""
+        self._server.held_bytes += count - self._held
+        more, self._held = count > self._held, count
+        if more and self._server.held_bytes > max(HELD_LIMIT_BYTES, 4 * self._server.answers.max_body_bytes):
+            raise Refusal(
+                503, "This deployment is reading as many large requests as it can hold; try again in a moment."
+            )
+
+    def _read_again(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+
     # -- answering -----------------------------------------------------------------------------------------------------
 
     def _ask(self, body: bytes | memoryview) -> None:
@@ -289,9 +317,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._step == "closed" or head is None:
             return
         more = bool(self._in)
-        keep = head.keep_alive and not self._eof and (not self._server.draining or more)
-        if self._eof and more and head.keep_alive:  # the client has half-closed behind pipelined requests
-            keep = True
+        keep = head.keep_alive and (more or not (self._eof or self._server.draining))
+        self._hold(0)
         self._write(response, head, keep)
         self._head = self._early = None
         if not keep:
@@ -302,11 +329,9 @@ class Connection(asyncio.BufferedProtocol):
             self._postpone(HEAD_DEADLINE_S)
         elif not self._full:
             self._idle()
-        if self._paused:
-            self._paused = False
-            self._transport.resume_reading()
+        self._read_again()
         self._advance()
-        if self._eof and self._step == "head":
+        if self._eof and self._step == "head" and not self._in:
             self._linger()
 
     def _write(self, response: Response, head: Head, keep: bool) -> None:
@@ -322,6 +347,8 @@ class Connection(asyncio.BufferedProtocol):
         """Answer what cannot be read on, and close: where the next request would begin is unknown."""
         if self._step == "closed":
             return
+        self._hold(0)
+        self._body = self._chunks = None
         method = self._head.method if self._head is not None else "GET"
         head = Head(method, "/", {}, 1, 0, keep_alive=False, expects_continue=False)
         self._write(response, head, keep=False)
@@ -333,9 +360,7 @@ class Connection(asyncio.BufferedProtocol):
         self._in.clear()
         if not self._full:
             self._postpone(LINGER_DEADLINE_S)
-        if self._paused:
-            self._paused = False
-            self._transport.resume_reading()
+        self._read_again()
         if self._eof:
             self._transport.close()
         elif self._transport.can_write_eof():

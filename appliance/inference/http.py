@@ -39,6 +39,7 @@ class Server:
         self.scratch = memoryview(bytearray(_SCRATCH_BYTES))
         self.connections: set[Connection] = set()
         self.draining = False
+        self.held_bytes = 0
         self._listeners: dict[int, socket.socket] = {}
         self._accepting = False
         self._opening: set[asyncio.Task[Any]] = set()

@@ -45,6 +45,7 @@ _DATATYPES = {
     "tensor(string)": "BYTES",
 }
 _TRIAL_LIMIT_ELEMENTS = 16 * 1024 * 1024
+_DEAR_S = 0.05
 
 
 class Model:
@@ -76,7 +77,7 @@ class Model:
         return [np.asarray(answer) for answer in answers]
 
     def trial(self) -> float | None:
-        """Seconds of the best of three runs on zeros with every free size 1; None where the model does not take that."""
+        """Seconds of a run on zeros with every free size 1, the best of some; None where the model does not take that."""
         shapes = {
             spec.name: tuple(max(size, 1) if size == -1 else size for size in spec.shape) for spec in self._inputs
         }
@@ -85,8 +86,8 @@ class Model:
         feeds = {spec.name: _zeros(spec, shapes[spec.name]) for spec in self._inputs}
         names = [spec.name for spec in self.signature.outputs]
         try:
-            self.run(feeds, names)
-            return min(self._timed(feeds, names) for _ in range(3))
+            first = self._timed(feeds, names)
+            return first if first > _DEAR_S else min(self._timed(feeds, names) for _ in range(3))
         except BadRequest:
             return None
 
