@@ -118,7 +118,7 @@ def _history(shell: Shell) -> None:
         {
             "NUMBER": each.get("number"),
             "STATE": each.get("state"),
-            "MODEL": each.get("modelRef") or each.get("modelVersionId"),
+            "MODEL": _model_of(each),
             "APPLIED": ago(each.get("externalApplied") or each.get("dtCreated")),
             "BY": each.get("createdBy"),
             "SPEC": each["id"],
@@ -220,5 +220,12 @@ def _spec(deployment: Any) -> Any:
 
 
 def _model(deployment: Any) -> str:
-    spec = deployment.get("servingSpec") or _spec(deployment)
-    return str(spec.get("modelRef") or deployment.get("modelName") or "")
+    return _model_of(deployment.get("servingSpec") or _spec(deployment))
+
+
+def _model_of(spec: Any) -> str:
+    """`NAME:NUMBER` where the server tells, else the reference that was given."""
+    data = spec.get("data") or {}
+    if data.get("modelName"):
+        return f"{data['modelName']}:{data.get('modelVersion')}"
+    return str(spec.get("modelRef") or "")

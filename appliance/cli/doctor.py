@@ -51,7 +51,7 @@ def _client_side(shell: Shell) -> Iterator[dict[str, Any]]:
     yield _key(shell)
     yield _clock(answer.headers.get("date"))
     if not (is_loopback(url) and os.geteuid() == 0):
-        yield _git(url)
+        yield _git(url, shell.settings.ca is not None)
 
 
 def _key(shell: Shell) -> dict[str, Any]:
@@ -75,7 +75,12 @@ def _clock(date: str | None) -> dict[str, Any]:
     return finding("clock", OK, "This machine and the server agree on the time.")
 
 
-def _git(url: str) -> dict[str, Any]:
+def _git(url: str, own_ca: bool) -> dict[str, Any]:
+    variable = git.overriding_variable() if own_ca else None
+    if variable:
+        return finding(
+            "git", WARNING, f"The variable {variable} keeps git from trusting the server.", "Unset it for git."
+        )
     if git.is_told(url):
         return finding("git", OK, "git knows the server.")
     return finding("git", WARNING, "git does not know the server's key.", f"Run `appliance login {url}`.")

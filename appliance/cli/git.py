@@ -9,6 +9,7 @@ Why: a key in `~/.git-credentials` or in a remote's URL outlives the day it is r
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import shutil
 import subprocess
@@ -68,6 +69,11 @@ def is_told(url: str) -> bool:
     return shutil.which("git") is not None and "git-credential" in _git(
         "config", "--global", "--get-all", f"credential.{url}.helper"
     )
+
+
+def overriding_variable() -> str | None:
+    """The variable of the environment that makes git ignore `http.URL.sslCAInfo`; None where there is none."""
+    return next((name for name in ("GIT_SSL_CAINFO", "GIT_SSL_CAPATH") if os.environ.get(name)), None)
 
 
 def _git(*words: str) -> str:

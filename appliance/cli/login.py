@@ -77,7 +77,8 @@ def _trusted(shell: Shell, url: str) -> str | None:
 
 def _ask_trust(shell: Shell, url: str, fingerprint: str) -> None:
     shell.term.note(f"{url} vouches for itself. Compare the fingerprint with the one that its installation printed")
-    shell.term.note(f"(or `applianced doctor` on the server shows):\n  SHA-256 {fingerprint}")
+    shell.term.note("(or `openssl x509 -noout -fingerprint -sha256 -in …/tls/ca.crt` on the server shows):")
+    shell.term.note(f"  SHA-256 {fingerprint}")
     if shell.args.yes:
         return
     if not sys.stdin.isatty():
@@ -134,4 +135,8 @@ def _tell_git(shell: Shell, url: str, ca: Path | None) -> bool:
     shell.term.note("git now knows this server; in its global configuration stands:")
     for name, value in git.settings_for(url, ca):
         shell.term.note(f'  {name} = "{value}"')
+    if ca and (variable := git.overriding_variable()):
+        shell.term.note(
+            f"But the variable {variable} is set, which git obeys instead: unset it for git to trust the server."
+        )
     return True
