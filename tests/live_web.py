@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 from waiting import wait_until
 
-from appliance import accounts, schema
+from appliance import accounts, machine, schema
 from appliance.config import Config
 from appliance.db import Database, open_database
 from appliance.records import SYSTEM, Role
@@ -47,6 +47,8 @@ def live_web(folder: Path, **changes: Any) -> Iterator[Live]:
         made.mkdir(parents=True, exist_ok=True)
     schema.migrate(config.db_path)
     db = open_database(config.db_path)
+    with db.write() as tx:
+        machine.take_stock(tx, ())
     store = Store(config.store_dir, reserve_mib=0, floor_bytes=0)
     try:
         house = House(
