@@ -465,7 +465,7 @@ end() {
 gone() { [[ ! -e /proc/$1 ]] || grep -q '^State:.*Z' "/proc/$1/status" 2>/dev/null; }
 
 PROCESSES=(holder gateway run)
-word_of() { case $1 in gateway) echo nginx ;; holder) echo holder ;; *) echo "applianced $1" ;; esac; } # what its command line says
+word_of() { if [[ $1 == run ]]; then echo "applianced run"; else echo "$1"; fi; } # what its command line says
 unit_of() { case $1 in run) echo appliance.service ;; *) echo "appliance-$1.service" ;; esac; }
 
 # What the running processes were started with; another program or configuration means that they start again.
@@ -536,7 +536,7 @@ healthy() {
 u.build_opener(u.ProxyHandler({})).open(sys.argv[1], timeout=3)' "http://127.0.0.1:$HTTP_PORT/health" >/dev/null 2>&1
 }
 
-healthy_or_ended() { healthy || ! process_runs run; }
+healthy_or_ended() { healthy || ! process_runs run || ! process_runs gateway; }
 
 wait_for_health() {
   wait_for 60 healthy_or_ended

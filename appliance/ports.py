@@ -56,6 +56,15 @@ def processes() -> list[int]:
     return sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
 
+def is_alive(pid: int) -> bool:
+    """Whether the process still has its files and ports; a dying one loses its command line before them."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+    except OSError:
+        return False
+    return after_name.split()[0] not in ("Z", "X")
+
+
 def has_open(pid: int, path: Path) -> bool:
     """Whether the process has the file open; False where it is gone or may not be looked at."""
     return str(path) in _open_files(Path(f"/proc/{pid}"))

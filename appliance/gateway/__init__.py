@@ -108,7 +108,7 @@ class Gateway:
         if pid is None:
             return
         os.kill(pid, signal.SIGTERM)
-        self._wait(lambda: self.pid() is None, f"nginx (process {pid}) and its workers do not stop")
+        self._wait(lambda: not ports.is_alive(pid), f"nginx (process {pid}) and its workers do not stop")
 
     def check_ports(self) -> None:
         """Both ports are free, or ours already. Raises PreconditionFailed that names the holder."""
@@ -135,7 +135,7 @@ class Gateway:
         for pid in orphans:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._wait(lambda: not any(self._is_ours(pid) for pid in orphans), f"nginx's workers {orphans} do not end")
+        self._wait(lambda: not any(ports.is_alive(pid) for pid in orphans), f"nginx's workers {orphans} do not end")
 
     def _wait(self, done: Callable[[], bool], otherwise: str) -> None:
         deadline = clock.monotonic() + _STOP_WITHIN_S
