@@ -33,6 +33,7 @@ class Live:
 
     url: str
     house: House
+    app: Any
     admin: str
     member: str
 
@@ -70,7 +71,7 @@ def live_web(folder: Path, **changes: Any) -> Iterator[Live]:
         wait_until(lambda: server.started, 10, "uvicorn serves")
         try:
             admin, member = _key(db, "ada@example.org", Role.ADMIN), _key(db, "max@example.org", Role.MEMBER)
-            yield Live(f"http://127.0.0.1:{port}", house, admin, member)
+            yield Live(f"http://127.0.0.1:{port}", house, app, admin, member)
         finally:
             app.close_streams()
             server.should_exit = True
