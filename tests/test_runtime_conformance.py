@@ -54,7 +54,9 @@ def remove_all(*instances: str) -> None:
                 subprocess.run([*removing, *ids], capture_output=True, timeout=60, check=True)
 
 
-@pytest.fixture(params=["memory", pytest.param("docker", marks=pytest.mark.docker)])
+@pytest.fixture(
+    params=[pytest.param("memory", marks=pytest.mark.fast), pytest.param("docker", marks=pytest.mark.docker)]
+)
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     """Makes engines that all look at one machine: `make()` again is the daemon started again."""
     if request.param == "memory":

@@ -18,11 +18,10 @@ import contextlib
 import ipaddress
 import json
 import math
-import re
 import resource
+import socket as sockets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +33,28 @@ from appliance import clock
 from appliance.errors import ApplianceError, EngineBusy, EngineRefused, ImageNotFound, NotFound
 from appliance.records import ContainerSpec, Mount, Sighting
 from appliance.runtime import networks
+from appliance.runtime.answers import (
+    EngineConflict,
+    follow_pull,
+    image_not_found,
+    moment,
+    refusal,
+    sighting_of,
+    warnings,
+    with_tag,
+)
 from appliance.runtime.arguments import LABEL, OPEN_FILES, create_arguments
 from appliance.runtime.engine import EventStream, Health, ImageInfo, LogStream, Stats
 from appliance.runtime.stream import DockerEvents, DockerLogs, Stream, frames
 from appliance.states import Seen
 
+_KNOCK_S = 5.0
 _CALL_S = 20
 _SLOW_S = 120  # making, starting and removing touch the disk and may wait for it
 _PULL_SILENCE_S = 600  # unpacking a large layer says nothing for minutes
 _KILLED = 128 + 9
 _OOM_NEWS_S = 0.3
 _EXEC_OUTPUT = 64 * 1024
-_SEEN = {"created": Seen.CREATED, "exited": Seen.EXITED, "dead": Seen.EXITED, "removing": Seen.EXITED}
-_FOR_EVER = re.compile(r"OCI runtime|could not select device driver|no such file|not found in \$PATH|invalid", re.I)
-
-
-class _Conflict(EngineRefused):
-    """Docker's 409: the name is taken, or the container is not in the state that the call needs."""
 
 
 class DockerEngine:
@@ -94,7 +98,7 @@ class DockerEngine:
         except ApplianceError as problem:
             return Health(ok=False, version=None, problem=problem.message)
         version = str(info.get("ServerVersion", ""))
-        return Health(ok=True, version=version, problem=None, warnings=tuple(_warnings(info, version)))
+        return Health(ok=True, version=version, problem=None, warnings=tuple(warnings(info, version)))
 
     def close(self) -> None:
         """Give the connections back. The engine may be used again afterwards."""
@@ -124,7 +128,7 @@ class DockerEngine:
                 made = self._api(_SLOW_S).create_container_from_config(
                     arguments, f"appliance-{self.instance[:12]}-{spec.id}"
                 )
-        except _Conflict as clash:
+        except EngineConflict as clash:
             # Somebody made it since we looked, or a container that is not ours took the name.
             if (found := self._find(spec.id)) is not None:
                 return found
@@ -149,7 +153,7 @@ class DockerEngine:
         if (engine_id := self._find(container_id)) is None:
             return
         with (
-            contextlib.suppress(_Conflict),  # somebody else is removing it
+            contextlib.suppress(EngineConflict),  # somebody else is removing it
             self._translated("remove the container", missing_is_fine=True),
         ):
             self._api(_SLOW_S).remove_container(engine_id, v=True, force=True)
@@ -211,7 +215,7 @@ class DockerEngine:
                 names=tuple(name for name in row["RepoTags"] or () if name != "<none>:<none>"),
                 id=row["Id"],
                 size_bytes=row["Size"],
-                created_at=clock.stamp(_moment(row["Created"])),
+                created_at=clock.stamp(moment(row["Created"])),
             )
             for row in rows
             if set(row["RepoTags"] or ()) - {"<none>:<none>"}
@@ -231,7 +235,7 @@ class DockerEngine:
         with self._translated(f"pull {name!r}", image=name, pulling=True):
             client = self._connect(_PULL_SILENCE_S)
             try:
-                _follow_pull(name, client.pull(with_tag(name), stream=True, decode=True), progress)
+                follow_pull(name, client.pull(with_tag(name), stream=True, decode=True), progress)
             finally:
                 client.close()
 
@@ -251,7 +255,7 @@ class DockerEngine:
             try:
                 with self._translated("remove a network", missing_is_fine=True):
                     self._api().remove_network(found["Id"])
-            except (EngineRefused, _Conflict) as cause:
+            except (EngineRefused, EngineConflict) as cause:
                 raise EngineBusy(f"The network {name!r} still has containers on it: {cause}") from cause
 
     def networks(self) -> list[str]:
@@ -267,12 +271,21 @@ class DockerEngine:
 
     def _api(self, timeout_s: float = _CALL_S) -> Any:
         """A client whose every call ends within `timeout_s`; made when it is first needed, so a dead engine is no obstacle."""
+        self._knock()
         with self._lock:
             if timeout_s not in self._clients:
                 self._clients[timeout_s] = self._connect(timeout_s)
             return self._clients[timeout_s]
 
+    def _knock(self) -> None:
+        """OSError where nobody listens. Asked first, because docker-py 7.2 leaves a socket open each time it finds out
+        by itself, and an engine that is away is asked for a long time."""
+        with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as door:
+            door.settimeout(_KNOCK_S)
+            door.connect(self._path)
+
     def _connect(self, timeout_s: float) -> Any:
+        self._knock()
         return docker.APIClient(base_url=f"unix://{self._path}", version="auto", timeout=timeout_s)
 
     def _version(self) -> str:
@@ -414,112 +427,10 @@ class DockerEngine:
             if not missing_is_fine:
                 raise EngineRefused(f"Docker could not {doing}: {cause.explanation}") from cause
         except docker.errors.APIError as cause:
-            raise _refusal(doing, cause, image if pulling else None) from cause
+            text = str(cause.explanation or cause)
+            raise refusal(doing, cause.status_code or 500, text, image if pulling else None) from cause
         except (requests.RequestException, docker.errors.DockerException, OSError) as cause:
             raise EngineBusy(
                 f"The Docker engine at {self._path} could not {doing}: it does not answer. "
                 "It is tried again; if it stays so, look at `systemctl status docker`."
             ) from cause
-
-
-# -- Docker's answers in our words -------------------------------------------------------------------------------------
-
-
-def sighting_of(shown: Mapping[str, Any]) -> Sighting:
-    """What `inspect` shows, as a sighting.
-
-    `out_of_memory` is told only of a container that failed: the kernel may have killed a child that the program
-    could do without. A container that could not be started stays "created" and has an error.
-    """
-    state, labels = shown["State"], shown["Config"]["Labels"]
-    seen = _SEEN.get(state["Status"], Seen.RUNNING)
-    failed_to_start = seen is Seen.CREATED and state.get("Error")
-    started, finished = _stamp(state["StartedAt"]), _stamp(state["FinishedAt"])
-    if started and finished and seen is Seen.EXITED:
-        # Docker stamps the start after it, containerd the end: a program of a millisecond can seem to end before.
-        started = min(started, finished)
-    return Sighting(
-        id=labels[f"{LABEL}.id"],
-        engine_id=shown["Id"],
-        lease_id=labels.get(f"{LABEL}.lease") or None,
-        seen=seen,
-        exit_code=int(state["ExitCode"]) if seen is Seen.EXITED or failed_to_start else None,
-        out_of_memory=bool(state["OOMKilled"]) and seen is Seen.EXITED and state["ExitCode"] != 0,
-        started_at=started,
-        finished_at=finished if seen is Seen.EXITED else None,
-        error=state.get("Error") or None,
-    )
-
-
-def with_tag(name: str) -> str:
-    """`name` with `:latest` when it has neither tag nor digest; without it Docker would pull every tag."""
-    return name if "@" in name or ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
-
-
-def image_not_found(image: str, why: str) -> ImageNotFound:
-    why = " ".join(why.split()).rstrip(".")
-    if image.startswith("appliance/"):
-        return ImageNotFound(
-            f"The image {image!r} is not on this server. It is one of the appliance's own: build it with "
-            "`python -m appliance.runtime.images build`."
-        )
-    return ImageNotFound(
-        f"The image {image!r} is neither on this server nor to be had from its registry ({why}). Check its name, or "
-        f"bring it: `docker pull {image}` where a registry is in reach (after `docker login` if it is private), "
-        "`docker build`, or `docker load` from a file."
-    )
-
-
-def _follow_pull(image: str, lines: Iterator[dict[str, Any]], progress: Callable[[str], None]) -> None:
-    layers: dict[str, tuple[int, int]] = {}
-    told = clock.monotonic() - 1
-    for line in lines:
-        if "error" in line:
-            raise image_not_found(image, str(line["error"]))
-        detail = line.get("progressDetail") or {}
-        if line.get("status") == "Downloading" and detail.get("total"):
-            layers[line["id"]] = (detail["current"], detail["total"])
-        if layers and clock.monotonic() - told >= 0.5:
-            told = clock.monotonic()
-            done, total = (sum(part[i] for part in layers.values()) / 2**20 for i in (0, 1))
-            progress(f"Pulling {image}: {done:.0f} of {total:.0f} MiB")
-    progress(f"Pulled {image}")
-
-
-def _refusal(doing: str, cause: docker.errors.APIError, pulled: str | None) -> ApplianceError:
-    text = " ".join(str(cause.explanation or cause).split())
-    status = cause.status_code or 500
-    if pulled is not None:
-        return image_not_found(pulled, text)
-    if status == 409:
-        return _Conflict(f"Docker could not {doing}: {text}")
-    if "could not select device driver" in text:
-        return EngineRefused(
-            "Docker cannot give cards to containers: install NVIDIA's container toolkit (nvidia-container-toolkit) "
-            "and restart Docker."
-        )
-    if "no available IPv4 addresses" in text or (status >= 500 and not _FOR_EVER.search(text)):
-        return EngineBusy(f"Docker could not {doing} now: {text}")
-    return EngineRefused(f"Docker could not {doing}: {text}")
-
-
-def _warnings(info: Mapping[str, Any], version: str) -> Iterator[str]:
-    major = re.match(r"\d+", version)
-    if major and int(major.group()) < 23:
-        yield f"Docker {version} is old; 28.3.3 or newer closes known holes."
-    if not info.get("LiveRestoreEnabled"):
-        yield 'Containers end when Docker restarts: set "live-restore": true in /etc/docker/daemon.json.'
-    if not info.get("IPv4Forwarding", True):
-        yield "IPv4 forwarding is off, so containers do not reach the internet: sysctl net.ipv4.ip_forward=1."
-
-
-def _moment(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-def _stamp(docker_time: str) -> str | None:
-    """Docker's time (nine digits, or the year 1 for never) as `clock.stamp` writes it."""
-    if docker_time.startswith("0001"):
-        return None
-    moment, _, fraction = docker_time.removesuffix("Z").partition(".")
-    return f"{moment}.{fraction[:3]:0<3}Z"

@@ -24,6 +24,8 @@ from pathlib import Path
 from appliance.errors import EngineBusy, EngineRefused
 
 _TIMEOUT_S = 10.0
+# A reset for TCP, since the kernel sends only so many ICMP answers a second and the rest of the callers would wait.
+_REJECT = ("-p tcp -j REJECT --reject-with tcp-reset", "-j REJECT --reject-with icmp-port-unreachable")
 _PREFIX_LENGTH = 28  # 13 containers each; 4,096 networks in a /16
 
 IPv4Network = ipaddress.IPv4Network
@@ -70,7 +72,7 @@ def filter_rules(pool: IPv4Network, nameservers: Iterable[str]) -> str:
     """Both chains as iptables-restore's text. `nameservers` are this machine's; one that is itself must stay in reach."""
     forward, own = chain_names(pool)
     answers = "-m conntrack --ctstate RELATED,ESTABLISHED -j RETURN"
-    reject = "-j REJECT --reject-with icmp-port-unreachable"
+    barred = (f"-d {pool}", "-d 169.254.0.0/16", "-o docker0", "-o br-+", "-o docker_gwbridge")
     lines = [
         "*filter",
         f":{forward} - [0:0]",
@@ -78,15 +80,11 @@ def filter_rules(pool: IPv4Network, nameservers: Iterable[str]) -> str:
         # Two containers of one network: their frames cross the bridge and are not routed.
         f"-A {forward} -m physdev --physdev-is-bridged -j RETURN",
         f"-A {forward} {answers}",
-        f"-A {forward} -d {pool} {reject}",
-        f"-A {forward} -d 169.254.0.0/16 {reject}",
-        f"-A {forward} -o docker0 {reject}",
-        f"-A {forward} -o br-+ {reject}",
-        f"-A {forward} -o docker_gwbridge {reject}",
+        *(f"-A {forward} {what} {how}" for what in barred for how in _REJECT),
         f"-A {own} {answers}",
         *(f"-A {own} -d {server}/32 -p {protocol} -m {protocol} --dport 53 -j RETURN"
           for server in nameservers for protocol in ("udp", "tcp")),
-        f"-A {own} {reject}",
+        *(f"-A {own} {how}" for how in _REJECT),
         "COMMIT",
         "",
     ]  # fmt: skip
