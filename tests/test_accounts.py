@@ -98,7 +98,10 @@ def test_guessing_an_account_that_does_not_exist_waits_as_well(db: Database) -> 
         accounts.sign_in(db, "nobody@example.org", "a wrong password", "10.0.0.66")
 
 
-def test_guessing_from_many_places_is_slowed_for_all_of_them(db: Database, time: Clock) -> None:
+def test_guessing_from_many_places_is_slowed_for_all_of_them(
+    db: Database, time: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "FREE_TRIES_OF_ALL", 8)  # each try costs 50 ms
     person(db, "ana@example.org")
     for number in range(sessions.FREE_TRIES_OF_ALL):
         with pytest.raises(Unauthorized):
@@ -109,6 +112,24 @@ def test_guessing_from_many_places_is_slowed_for_all_of_them(db: Database, time:
     time.forward(seconds=61)
 
     assert accounts.sign_in(db, "ana@example.org", PASSWORD, "10.0.2.1")
+
+
+def test_guessing_many_accounts_from_one_place_is_slowed_and_forgotten_after_a_quiet_while(
+    db: Database, time: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "FREE_TRIES_OF_ALL", 8)
+    person(db, "ana@example.org")
+    for number in range(sessions.FREE_TRIES_OF_ALL):
+        with pytest.raises(Unauthorized):
+            accounts.sign_in(db, f"user{number}@example.org", "a wrong password", "10.0.0.66")
+
+    with pytest.raises(TooManyRequests):
+        accounts.sign_in(db, "ana@example.org", PASSWORD, "10.0.0.66")
+    time.forward(minutes=20)
+    with pytest.raises(Unauthorized):
+        accounts.sign_in(db, "ana@example.org", "a wrong password", "10.0.0.66")
+
+    assert accounts.sign_in(db, "ana@example.org", PASSWORD, "10.0.0.66")
 
 
 def test_a_v6_peer_is_its_network() -> None:

@@ -131,6 +131,24 @@ def test_a_script_of_another_port_cannot_read_with_our_cookie_but_a_link_leads_h
     assert link.get("/v1/auth/session").status_code == 200
 
 
+def test_a_websocket_of_another_site_is_refused_before_it_is_opened(web: Web) -> None:
+    def handshake(origin: str) -> str:
+        return raw(
+            web,
+            "GET /v1/anything HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{origin}\r\n",
+        ).split("\r\n")[0]
+
+    for origin in (
+        "Origin: https://evil.example\r\n",
+        "Origin: http://localhost:9400\r\n",
+        "",
+        "Sec-Fetch-Site: same-site\r\n",
+    ):
+        assert " 403 " in handshake(origin)
+    assert " 101 " not in handshake("Origin: http://localhost\r\n")  # no route
+
+
 # -- sessions ----------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import subprocess
 import tarfile
 import threading
@@ -17,7 +18,8 @@ import pytest
 from waiting import wait_until
 from web_support import Web, running_web
 
-from appliance import runs
+from appliance import accounts, projects, runs
+from appliance.records import SYSTEM, Role
 from appliance.runtime.engine import LogEntry
 
 pytestmark = pytest.mark.fast
@@ -333,13 +335,33 @@ def test_many_idle_streams_cost_no_thread_each(web: Web) -> None:
 
     streams = [web.client("ana").stream("GET", f"/v1/runs/{run['uuid']}/stream") for _ in range(60)]
     answers = [stream.__enter__() for stream in streams]
-    for answer in answers:
-        assert next(events_of(answer))[0] == "run"
+    kept = [events_of(answer) for answer in answers]  # a reader that is dropped closes its connection
+    for found in kept:
+        assert next(found)[0] == "run"
 
     assert threading.active_count() - before <= 48
     assert ok(web.client("ana").get("/v1/projects/idle"))["name"] == "idle"
+    assert web.app.live.open_streams >= 60
     for stream in streams:
         stream.__exit__(None, None, None)
+    wait_until(lambda: web.app.live.open_streams == 0, 5, "the streams whose readers left have ended")
+
+
+def test_a_stream_ends_when_the_one_who_reads_it_is_removed(web: Web) -> None:
+    run = submit(web, "leaving")
+    with web.house.db.write() as tx:
+        guest = accounts.create_user(tx, SYSTEM, "guest@x.org", Role.MEMBER)
+        projects.add_collaborator(tx, web.ana, run["projectId"], guest.id)
+        _, key = accounts.create_key(tx, accounts.actor_of(guest, "key"), "laptop")
+
+    with web.client(None, Authorization=f"Bearer {key}").stream("GET", f"/v1/runs/{run['uuid']}/stream") as answer:
+        found = events_of(answer)
+        assert next(found)[0] == "run"
+        with web.house.db.write() as tx:
+            accounts.remove_user(tx, web.boss, guest.id)
+        name, data = next(found)
+
+    assert (name, data["phase"]) == ("end", None)
 
 
 # -- deployments -------------------------------------------------------------------------------------------------------
@@ -454,3 +476,38 @@ def push(web: Web, folder: Path, project: str) -> None:
         git("push", "-q", f"http://ana:{web.keys['ana']}@127.0.0.1:{port}/git/{project}.git", "main")
         git("clone", "-q", f"http://ana:{web.keys['ana']}@127.0.0.1:{port}/git/{project}.git", str(folder / "copy"))
     assert (folder / "copy/large.bin").read_bytes() == (work / "large.bin").read_bytes()
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def test_open_streams_do_not_hold_up_the_end(tmp_path: Path) -> None:
+    with running_web(tmp_path) as web:
+        run = submit(web, "last")
+        stream = web.client("ana").stream("GET", f"/v1/runs/{run['uuid']}/stream")
+        found = events_of(stream.__enter__())
+        assert next(found)[0] == "run"
+        assert web.app.live.open_streams == 1
+
+        web.app.close_streams()
+
+        assert wait_until(lambda: web.app.live.open_streams == 0, 5, "the stream has ended")
+        stream.__exit__(None, None, None)
+
+
+def test_an_upload_that_never_ends_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    with running_web(tmp_path) as web:
+        ana = web.client("ana")
+        ok(ana.post("/v1/datasets", json={"name": "slow"}))
+        version = ok(ana.post("/v1/datasets/slow/versions", json={}))["version"]
+        plug = socket.socket(socket.AF_UNIX)
+        plug.connect(str(web.socket))
+        head = (
+            f"PUT /v1/datasets/slow/versions/{version}/files/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
+        )
+        plug.sendall(f"{head}Authorization: Bearer {web.keys['ana']}\r\n\r\nabc".encode())
+        staging = web.house.config.staging_dir
+        wait_until(lambda: list(staging.glob(f".{version}.part-*")), 5, "the upload has begun")
+
+    plug.close()
+    assert not list(staging.glob(f".{version}.part-*"))

@@ -180,6 +180,11 @@ def test_bytes_are_text_and_numbers_are_numbers() -> None:
     assert render.deployment_run("s1", 1, [CONTAINER])["readyReplicas"] == 1
 
 
+@pytest.mark.parametrize("config", [CONFIG, Config(host_name="::1"), Config(host_name="gpu", https_port=443)])
+def test_links_begin_with_the_dashboards_best_address(config: Config) -> None:
+    assert render.base_url(config) == config.dashboard_urls()[0]
+
+
 def test_an_endpoint_has_no_scheme_since_clients_put_one_before_it() -> None:
     shown = render.deployment(DEPLOYMENT, url="https://gpu.test/serving/d1", local_url="x", model_name=None)
 

@@ -173,7 +173,7 @@ def running_web(folder: Path) -> Iterator[Web]:
 @contextmanager
 def serving(app: Site, socket: Path) -> Iterator[None]:
     server = uvicorn.Server(
-        uvicorn.Config(app, uds=str(socket), lifespan="on", log_level="warning", timeout_graceful_shutdown=5)
+        uvicorn.Config(app, uds=str(socket), lifespan="on", log_level="warning", timeout_graceful_shutdown=1)
     )
     thread = threading.Thread(target=server.run, name="uvicorn")
     thread.start()

@@ -109,7 +109,7 @@ def withdraw_invitation(tx: Tx, actor: Actor, invitation_id: str) -> Invitation:
 
 def _reset(tx: Tx, user_id: str, password_hash: str) -> User:
     user = get_user(tx, user_id)
-    tx.run("UPDATE users SET password = ?, failures = 0, locked_until = NULL WHERE id = ?", password_hash, user_id)
+    tx.run("UPDATE users SET password = ? WHERE id = ?", password_hash, user_id)
     end_sessions(tx, user)
     events.record(tx, actor_of(user, "link"), "user.password", user.id, f"{user.email} set a new password.")
     return user

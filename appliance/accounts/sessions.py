@@ -3,9 +3,10 @@
 What this keeps true: a session's token has 256 random bits, is made anew at every sign-in, and only its SHA-256 is kept;
 a session ends after hours without a request, after days in any case, and with its user. Wrong passwords cost the
 guesser time: after five for one account from one peer each further try must wait twice as long, from 30 seconds to 15
-minutes; after thirty in a row from anywhere, a minute lies between two tries. An unknown address behaves as a known one.
+minutes; after thirty for one account from anywhere, or from one peer for any account, a minute lies between two
+tries. An unknown address is treated as a known one, to the millisecond: nothing is written for either.
 
-Why: the wait is for the peer and not for the account, so nobody can lock the admin out from the next desk.
+Why: the long wait is for the peer and not for the account, so nobody can lock the admin out from the next desk.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 import ipaddress
 import secrets
 import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -42,64 +44,78 @@ def digest(secret: str) -> str:
 @dataclass
 class _Failures:
     count: int
+    at: datetime
     until: datetime
 
 
+Key = tuple[str, str, str]
+
+
 class _Guessers:
-    """Who guessed wrong lately, in memory: a restart forgives. The oldest of more than REMEMBERED is forgotten."""
+    """Who guessed wrong lately, in memory: a restart forgives, as do 15 quiet minutes. The oldest of many is forgotten."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._of: dict[tuple[str, str, str], _Failures] = {}
+        self._of: dict[Key, _Failures] = {}
 
-    def wait_until(self, key: tuple[str, str, str]) -> datetime | None:
+    def wait_until(self, keys: Iterable[Key]) -> datetime | None:
         with self._lock:
-            found = self._of.get(key)
-            return found.until if found and found.until > clock.now() else None
+            waits = [self._of[key].until for key in keys if key in self._of]
+        return max((until for until in waits if until > clock.now()), default=None)
 
-    def failed(self, key: tuple[str, str, str]) -> None:
+    def failed(self, key: Key, wait: Callable[[int], int]) -> None:
+        now = clock.now()
         with self._lock:
             found = self._of.pop(key, None)
-            count = (found.count if found else 0) + 1
-            self._of[key] = _Failures(count, clock.now() + timedelta(seconds=wait_s(count)))
+            recent = found is not None and now - max(found.at, found.until) < timedelta(seconds=LONGEST_WAIT_S)
+            count = (found.count if found and recent else 0) + 1
+            self._of[key] = _Failures(count, now, now + timedelta(seconds=wait(count)))
             while len(self._of) > REMEMBERED:
                 del self._of[next(iter(self._of))]
 
-    def forgive(self, key: tuple[str, str, str]) -> None:
+    def forgive(self, keys: Iterable[Key]) -> None:
         with self._lock:
-            self._of.pop(key, None)
+            for key in keys:
+                self._of.pop(key, None)
 
 
 _guessers = _Guessers()
 
 
 def wait_s(failures: int) -> int:
-    """Seconds to wait after so many wrong passwords in a row."""
+    """Seconds to wait after so many wrong passwords for one account from one peer."""
     if failures < FREE_TRIES:
         return 0
     return int(min(FIRST_WAIT_S * 2 ** min(failures - FREE_TRIES, 10), LONGEST_WAIT_S))
 
 
+def coarse_wait_s(failures: int) -> int:
+    """Seconds to wait after so many for one account from anywhere, or from one peer for any account."""
+    return 0 if failures < FREE_TRIES_OF_ALL else 60
+
+
 def sign_in(db: Database, email: str, password: str, peer: str, *, max_days: int = MAX_DAYS) -> tuple[User, str]:
     """The user and a new session's token. Unauthorized (one sentence for all causes) or TooManyRequests with the wait."""
     email = email.strip().lower()
-    key = (str(db.path), email, network_of(peer))
-    until = _guessers.wait_until(key)
+    both, account, origin = keys = _keys(db, email, peer)
+    until = _guessers.wait_until(keys)
     if until:
         raise _wait(until)
     with db.read() as r:
         row = r.one("SELECT * FROM users WHERE email = ?", email)
-    locked = clock.parse(row["locked_until"]) if row and row["locked_until"] else None
-    if locked and locked > clock.now():
-        raise _wait(locked)
     right = passwords.check_password(row["password"] if row else None, password)
     if not right or row is None or row["disabled_at"]:
-        _guessers.failed(key)
-        if row:
-            _count_failure(db, row["id"])
+        _guessers.failed(both, wait_s)
+        _guessers.failed(account, coarse_wait_s)
+        _guessers.failed(origin, coarse_wait_s)
         raise Unauthorized("The address or the password is wrong.")
-    _guessers.forgive(key)
+    _guessers.forgive((both, account))
     return _signed_in(db, row, password, max_days)
+
+
+def _keys(db: Database, email: str, peer: str) -> tuple[Key, Key, Key]:
+    network = network_of(peer)
+    return (str(db.path), email, network), (str(db.path), email, "*"), (str(db.path), "*", network)
 
 
 def open_session(tx: Tx, user: User, *, max_days: int = MAX_DAYS) -> str:
@@ -173,7 +189,7 @@ def _signed_in(db: Database, row: Row, password: str, max_days: int) -> tuple[Us
     user = user_of(row)
     with db.write() as tx:
         tx.run(
-            "UPDATE users SET failures = 0, locked_until = NULL, password = ? WHERE id = ? AND password = ?",
+            "UPDATE users SET password = ? WHERE id = ? AND password = ?",
             fresh,
             user.id,
             row["password"],
@@ -181,18 +197,7 @@ def _signed_in(db: Database, row: Row, password: str, max_days: int) -> tuple[Us
         return user, open_session(tx, user, max_days=max_days)
 
 
-def _count_failure(db: Database, user_id: str) -> None:
-    until = clock.stamp(clock.now() + timedelta(seconds=60))
-    with db.write() as tx:
-        tx.run(
-            "UPDATE users SET failures = failures + 1, locked_until = CASE WHEN failures + 1 >= ? THEN ? END WHERE id = ?",
-            FREE_TRIES_OF_ALL,
-            until,
-            user_id,
-        )
-
-
 def _wait(until: datetime) -> TooManyRequests:
     seconds = max(1, round((until - clock.now()).total_seconds()))
     wait = f"{seconds} seconds" if seconds < 120 else f"{round(seconds / 60)} minutes"
-    return TooManyRequests(f"Too many wrong passwords for this account; try again in {wait}.")
+    return TooManyRequests(f"Too many wrong passwords; try again in {wait}.")

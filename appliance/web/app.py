@@ -9,6 +9,7 @@ Why a subclass: Litestar runs its middleware for routes alone, so an address wit
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from appliance import __version__
+from appliance import __version__, clock
 from appliance.web import auth, errors, git, origin, pages
 from appliance.web.api import HANDLERS
 from appliance.web.house import House
@@ -27,6 +28,7 @@ from appliance.web.live import Live
 from appliance.web.schema_page import SchemaPage
 
 THREADS = 48
+PATIENCE_S = 5.0
 BODY_BYTES = 10 * 1024 * 1024
 CSP = (
     "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -142,11 +144,20 @@ async def _head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> Non
 @asynccontextmanager
 async def _threads(app: Litestar) -> AsyncIterator[None]:
     """Threads enough for handlers that wait (the default is six on two cores), and others for slow uploads."""
-    web, uploads = (ThreadPoolExecutor(THREADS, thread_name_prefix=name) for name in ("web", "upload"))
-    with web, uploads:
-        asyncio.get_running_loop().set_default_executor(web)
-        app.state.uploads = uploads
+    pools = [ThreadPoolExecutor(THREADS, thread_name_prefix=name) for name in ("web", "upload")]
+    asyncio.get_running_loop().set_default_executor(pools[0])
+    app.state.uploads = pools[1]
+    try:
         yield
+    finally:
+        # Waited for beside the loop and not for ever: a thread may itself be waiting for the loop, or for a model.
+        closers = [threading.Thread(target=pool.shutdown, kwargs={"cancel_futures": True}) for pool in pools]
+        for closer in closers:
+            closer.daemon = True
+            closer.start()
+        deadline = clock.monotonic() + PATIENCE_S
+        while any(closer.is_alive() for closer in closers) and clock.monotonic() < deadline:
+            await asyncio.sleep(0.01)
 
 
 def _openapi() -> OpenAPIConfig:

@@ -40,6 +40,7 @@ class Live:
         self._next: asyncio.Future[None] | None = None
         self._planned = False
         self.closed = False
+        self.open_streams = 0
         db.on_commit(self.wake)
         logs.on_change(self.wake)
 
@@ -102,6 +103,15 @@ async def stream(live: Live, look: Look, first: Found, ticket: asyncio.Future[No
     `look` runs in a thread and returns the events that are new since it was last called, and whether these were the last.
     An error of it (the thing was deleted, the one who asks was removed) ends the stream with the sentence.
     """
+    live.open_streams += 1
+    try:
+        async for part in _parts(live, look, first, ticket):
+            yield part
+    finally:
+        live.open_streams -= 1
+
+
+async def _parts(live: Live, look: Look, first: Found, ticket: asyncio.Future[None]) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     events, over = first
     while True:

@@ -62,7 +62,9 @@ def whole(items: Iterable[T], of: Callable[[T], Json]) -> Json:
 
 
 def base_url(config: Config) -> str:
-    return config.dashboard_urls()[0]
+    """The dashboard's best address, which is the first of `config.dashboard_urls()` without looking at the network."""
+    host = f"[{config.host_name}]" if ":" in config.host_name else config.host_name
+    return f"https://{host}" + ("" if config.https_port == 443 else f":{config.https_port}")
 
 
 # -- who ---------------------------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import re
 import tarfile
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import CancelledError, Executor, Future
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -28,6 +29,7 @@ from appliance.web.errors import AnyRequest
 PIECE = 1 << 20
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _PAGE = 1000
+_BROKEN = "The upload broke off before its end; nothing was kept."
 T = TypeVar("T")
 
 
@@ -38,18 +40,34 @@ class OutsideOfFile(BadRequest):
 
 
 async def receive(request: AnyRequest, pool: Executor, take: Callable[[Iterator[bytes]], T]) -> T:
-    """What `take` makes of the body's pieces, which come as the client sends them. A body that breaks off is a BadRequest."""
+    """What `take` makes of the body's pieces, which come as the client sends them. A body that breaks off is a BadRequest.
+
+    When this is cancelled (the daemon stops), the thread that waits for the next piece is let go.
+    """
     loop = asyncio.get_running_loop()
+    asked: list[Future[tuple[bytes, bool]]] = []
+    stopped = threading.Event()
 
     def pieces() -> Iterator[bytes]:
-        while True:
-            piece, more = asyncio.run_coroutine_threadsafe(_piece(request), loop).result()
+        more = True
+        while more and not stopped.is_set():
+            asked[:] = [asyncio.run_coroutine_threadsafe(_piece(request), loop)]
+            try:
+                piece, more = asked[0].result()
+            except CancelledError as error:
+                raise BadRequest(_BROKEN) from error
             if piece:
                 yield piece
-            if not more:
-                return
+        if more:
+            raise BadRequest(_BROKEN)
 
-    return await loop.run_in_executor(pool, take, pieces())
+    try:
+        return await loop.run_in_executor(pool, take, pieces())
+    except asyncio.CancelledError:
+        stopped.set()
+        for each in asked:
+            each.cancel()
+        raise
 
 
 async def _piece(request: AnyRequest) -> tuple[bytes, bool]:
@@ -58,7 +76,7 @@ async def _piece(request: AnyRequest) -> tuple[bytes, bool]:
     while len(found) < PIECE:
         message: Any = await request.receive()
         if message["type"] == "http.disconnect":
-            raise BadRequest("The upload broke off before its end; nothing was kept.")
+            raise BadRequest(_BROKEN)
         found += message.get("body", b"")
         if not message.get("more_body", False):
             return bytes(found), False
