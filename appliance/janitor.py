@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 
 from appliance import clock, containers, events, leases, projects, runs, versions
+from appliance.errors import ApplianceError
 from appliance.records import SYSTEM
 from appliance.runs import Workshop
+from appliance.store import remove_folder
 
 _LOG = logging.getLogger(__name__)
 _EVENTS_KEPT_DAYS = 365
 _ROWS_KEPT_DAYS = 30
+_DAY_S = 24 * 3600.0
 
 
 class Janitor:
@@ -30,6 +32,7 @@ class Janitor:
     def __init__(self, shop: Workshop) -> None:
         self._shop = shop
         self._live: frozenset[str] | None = None
+        self._maintained_at = clock.monotonic()
 
     def tick(self) -> None:
         """One round. Costs next to nothing while nothing was deleted."""
@@ -38,6 +41,7 @@ class Janitor:
         self._remove_folders()
         self._remove_logs()
         self._remove_repositories()
+        self._maintain_repositories()
 
     def _collect_store(self) -> None:
         """Bytes that no version names go; only when a version went since the last round (or at the first)."""
@@ -111,6 +115,15 @@ class Janitor:
         for project_id in gone:
             self._shop.repos.remove(project_id)
 
+    def _maintain_repositories(self) -> None:
+        """Once a day each repository's packs are made few again: every push leaves one, and git's own gc is off."""
+        if clock.monotonic() - self._maintained_at < _DAY_S:
+            return
+        self._maintained_at = clock.monotonic()
+        for project_id in self._shop.repos.projects():
+            with contextlib.suppress(ApplianceError):
+                self._shop.repos.maintain(project_id)
+
 
 def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
@@ -119,4 +132,4 @@ def _entries(folder: Path) -> list[Path]:
 def _remove_others(folder: Path, kept: set[str]) -> None:
     for path in _entries(folder):
         if path.name not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_folder(path)

@@ -68,6 +68,7 @@ def unhandled(db: Reader) -> list[Push]:
 
 def start_runs(db: Database, repos: Repos, config: Config, push: Push) -> Iterator[str]:
     """Start what the push asks for; the lines that its pusher is shown. May be called again after a crash."""
+    repos.settle_head(push.project_id)
     if push.new is not None:
         yield from _start(db, repos, config, push)
     with db.write() as tx:

@@ -271,7 +271,7 @@ class MemoryEngine:
         return box
 
     def _program(self, box: _Box) -> None:
-        command = box.spec.command or ("sleep", "600")
+        command = (*(box.spec.entrypoint or ()), *(box.spec.command or ())) or ("sleep", "600")
         script = command[2] if command[:2] == ("sh", "-c") else shlex.join(command)
         code, hungry = 0, False
         for statement in map(str.strip, script.split(";")):

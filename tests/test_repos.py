@@ -7,7 +7,6 @@ import contextlib
 import gzip
 import http.client
 import os
-import shutil
 import socket
 import subprocess
 import threading
@@ -19,7 +18,7 @@ import pytest
 import uvicorn
 from waiting import wait_until
 
-from appliance.errors import ApplianceError, BadRequest, Corrupt, NotFound, PreconditionFailed, TooLarge
+from appliance.errors import ApplianceError, BadRequest, NotFound, PreconditionFailed, TooLarge
 from appliance.repos import HttpAnswer, Repos, hook_server, http_backend
 
 PROJECT = "p28rlnvnw51"
@@ -648,56 +647,6 @@ def test_a_repository_without_workflows_has_none(repos: Repos, git: Git) -> None
     git.run("push", "-q", str(repos.path(PROJECT)), "main")
 
     assert repos.workflow_files(PROJECT, sha).files == ()
-
-
-def test_a_checkout_holds_files_modes_and_links_and_nothing_else(repos: Repos, git: Git, tmp_path: Path) -> None:
-    (git.folder / "run.sh").write_text("#!/bin/sh\n")
-    (git.folder / "run.sh").chmod(0o755)
-    (git.folder / "link").symlink_to("/etc/passwd")
-    git.run("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},sub")
-    git.run("add", "run.sh", "link")
-    content = os.urandom(3 * 1024 * 1024)
-    (git.folder / "deep").mkdir()
-    (git.folder / "deep" / "ü.bin").write_bytes(content)
-    git.run("add", "deep")
-    git.run("commit", "-q", "-m", "all kinds")
-    sha = git.run("rev-parse", "HEAD").strip()
-    git.run("push", "-q", str(repos.path(PROJECT)), "main")
-    target = tmp_path / "target"
-    target.mkdir()
-
-    size = repos.checkout(PROJECT, sha, target)
-
-    assert size == len(content) + 10
-    assert sorted(str(path.relative_to(target)) for path in target.rglob("*")) == [
-        "deep",
-        "deep/ü.bin",
-        "link",
-        "run.sh",
-        "sub",
-    ]
-    assert (target / "deep" / "ü.bin").read_bytes() == content
-    assert [(target / name).lstat().st_mode & 0o777 for name in ("run.sh", "deep/ü.bin")] == [0o755, 0o644]
-    assert (target / "link").readlink() == Path("/etc/passwd")
-    with pytest.raises(Corrupt, match="was not empty"):
-        repos.checkout(PROJECT, sha, target)
-
-
-@pytest.mark.parametrize("entry", [b"40000 ..", b"120000 ..", b"100644 a/b", b"40000 .git", b"40000 .GIT"])
-def test_a_checkout_writes_nothing_outside_its_folder(repos: Repos, git: Git, tmp_path: Path, entry: bytes) -> None:
-    inner = git.run("hash-object", "-w", "-t", "tree", "--stdin", stdin=b"").strip()
-    blob = git.run("hash-object", "-w", "--stdin", stdin=b"x").strip()
-    raw = entry + b"\0" + bytes.fromhex(inner if entry.startswith(b"4") else blob)
-    tree = git.run("hash-object", "-w", "-t", "tree", "--literally", "--stdin", stdin=raw).strip()
-    commit = git.run("commit-tree", tree, "-m", "evil").strip()
-    shutil.copytree(git.folder / ".git" / "objects", repos.path(PROJECT) / "objects", dirs_exist_ok=True)
-    target = tmp_path / "outer" / "target"
-    target.mkdir(parents=True)
-
-    with pytest.raises(Corrupt):
-        repos.checkout(PROJECT, commit, target)
-
-    assert [path.name for path in (tmp_path / "outer").rglob("*")] == ["target"]
 
 
 # -- the folder --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ out, no link is followed, no hook of a user's runs. A push is never refused for 
 
     bare    create, remove, refs, read       wire    smart HTTP over `git http-backend`
     hook    what the pusher is told          watch   which repositories' refs moved
-    reader  objects, by git cat-file         checkout   a commit's files into a folder
+    reader  objects, by git cat-file
 
 Why: a pack is hostile input. git checks it before a ref moves, and its memory is not the daemon's.
 """

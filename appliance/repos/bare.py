@@ -30,7 +30,6 @@ from appliance import clock
 from appliance.errors import BadRequest, Corrupt, NotFound, PreconditionFailed
 from appliance.records import FileEntry
 from appliance.repos import hook, watch
-from appliance.repos.checkout import checkout
 from appliance.repos.reader import Reader, git_environment
 from appliance.repos.trees import entries, find, kind_of
 from appliance.repos.wire import HttpAnswer, http_backend
@@ -213,11 +212,6 @@ class Repos:
             if not stat.S_ISREG(mode):
                 raise BadRequest(f"{path!r} is a {kind_of(mode)}, not a file.")
             return reader.contents(blob, limit)[1]
-
-    def checkout(self, project_id: str, sha: str, target: Path) -> int:
-        """`target`, an empty folder, holds the commit's files; returns their bytes. See `checkout.checkout`."""
-        with self._reader(project_id) as reader:
-            return checkout(reader, reader.commit(_sha(sha)).tree.decode(), target)
 
     def workflow_files(self, project_id: str, sha: str) -> WorkflowFiles:
         """The files of `.gradient/workflows` at a commit: `*.yaml` and `*.yml`, plain files of at most 1 MiB."""

@@ -19,6 +19,7 @@ from appliance.runs.course import container_ended, container_started, leased, se
 from appliance.runs.prepare import Workshop, attempt_folder, pending, prepare
 from appliance.runs.rows import open_attempts, open_run_ids
 from appliance.runs.verbs import (
+    FOLDER,
     cancel,
     create_workflow,
     delete,
@@ -41,6 +42,7 @@ from appliance.runs.verbs import (
 )
 
 __all__ = [
+    "FOLDER",
     "Workshop",
     "attempt_folder",
     "cancel",

@@ -13,7 +13,6 @@ Why: what a job's success means is here, and only here.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +24,7 @@ from appliance.records import Attempt, Job, Run, Tree
 from appliance.runs import course, rows
 from appliance.runs.prepare import Workshop, actor_of, attempt_folder, say, volume_folder
 from appliance.states import AttemptState, Reason, Seen
+from appliance.store import remove_folder
 from appliance.workflows import IOType
 
 STRING_LIMIT = 64 * 1024
@@ -182,8 +182,7 @@ def _keep_volume(source: Path, target: Path) -> None:
     if target.exists() and not source.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        shutil.rmtree(target)
+    remove_folder(target)
     source.rename(target)
 
 
@@ -207,9 +206,9 @@ def _refuse(shop: Workshop, attempt: Attempt, error: ApplianceError) -> None:
 
 
 def _tidy(shop: Workshop, attempt: Attempt) -> None:
-    shutil.rmtree(attempt_folder(shop.config, attempt.id), ignore_errors=True)
+    remove_folder(attempt_folder(shop.config, attempt.id))
 
 
 def tidy_run(shop: Workshop, run_id: str) -> None:
     """The volumes of a run that has ended are gone."""
-    shutil.rmtree(shop.config.volumes_dir / run_id, ignore_errors=True)
+    remove_folder(shop.config.volumes_dir / run_id)

@@ -13,7 +13,6 @@ Why: a user's YAML decides names and commands; where things lie on the host is d
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from appliance.repos import Repos
 from appliance.runs import course, rows
 from appliance.runtime.logs import LogStore
 from appliance.states import AttemptState, Reason
-from appliance.store import Store
+from appliance.store import Store, remove_folder
 from appliance.workflows import IOType
 
 SCRIPT = "/.appliance/script"
@@ -199,8 +198,7 @@ def _want_container(
     found: Mapping[str, Found],
 ) -> None:
     folder = attempt_folder(shop.config, attempt.id)
-    if folder.exists():
-        shutil.rmtree(folder)
+    remove_folder(folder)
     (folder / "inputs").mkdir(parents=True)
     (folder / "outputs").mkdir()
     for name, output in plan.outputs.items():
