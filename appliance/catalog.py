@@ -166,6 +166,6 @@ def list_visible(
 def cursor(after: str | None) -> int:
     if after is None:
         return 2**62
-    if not after.isdigit():
+    if not (after.isascii() and after.isdigit() and len(after) < 19):
         raise BadRequest(f"{after[:40]!r} is not a cursor; give the nextPage of the page before.")
     return int(after)

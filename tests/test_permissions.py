@@ -6,6 +6,7 @@ belong to ana's project; bob is the member who is not in it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -228,6 +229,65 @@ def test_what_is_hidden_is_answered_as_what_is_missing(web: Web, names: dict[str
 
     assert hidden.status_code == missing.status_code == 404
     assert hidden.json()["message"].replace(name, "missing") == missing.json()["message"]
+
+
+JUNK = [
+    "%C2%B2",
+    "9" * 30,
+    "-1",
+    "%00",
+    "%FF",
+    "%ED%A0%80",
+    "'\"",
+    "%2e%2e",
+    "a" * 3000,
+    "\u202e",
+    "1e5",
+    "true",
+    "~_~",
+]
+BODY_JUNK = [
+    b"null",
+    b"[]",
+    b'"x"',
+    b"1e999",
+    b'{"name": "\\ud800"}',
+    b'{"name": "a\\u0000b"}',
+    b'{"name": 1' + b"0" * 400 + b"}",
+]
+
+
+@pytest.mark.parametrize("route", sorted(TABLE))
+def test_junk_in_any_place_is_refused_and_never_a_defect(web: Web, names: dict[str, str], route: str) -> None:
+    method, _, path = route.partition(" ")
+    admin = {"Authorization": f"Bearer {web.keys['boss']}"}
+    words = _query_words(web, method, path)
+    fine = "from=1&token=x"
+    addresses = [f"{path_of(path, names)}?{fine}&{word}={junk}" for word in words for junk in JUNK]
+    addresses += [re.sub(r"\{[^}]*\}", junk, path) for junk in JUNK if "{" in path]
+    if mutates(route):
+        addresses = [address for address in addresses if "?" not in address]
+
+    for address in addresses:
+        answered = _answered(web, method, address, {"headers": admin, **({} if method == "GET" else {"json": {}})})
+        assert answered < 500, f"{answered} for {address[:200]}"
+    if method in ("POST", "PUT", "PATCH") and "/files/" not in path and not path.startswith("/git"):
+        for body in BODY_JUNK:
+            answered = _answered(web, method, re.sub(r"\{[^}]*\}", "none", path), {"headers": admin, "content": body})
+            assert answered < 500, f"{answered} for {body!r}"
+
+
+def _query_words(web: Web, method: str, path: str) -> list[str]:
+    """The query parameters that the route says it has."""
+    described = web.app.openapi_schema.to_schema()["paths"].get(re.sub(":[a-z]+}", "}", path), {})
+    parameters = described.get(method.lower(), {}).get("parameters", [])
+    return [each["name"] for each in parameters if each["in"] == "query"]
+
+
+def _answered(web: Web, method: str, address: str, sent: dict[str, Any]) -> int:
+    web.stranger.cookies.clear()
+    with web.stranger.stream(method, address, **sent) as answer:
+        return int(answer.status_code)
 
 
 def path_of(path: str, names: dict[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import msgspec
@@ -142,7 +143,7 @@ def list_events(request: AnyRequest, project_id: ProjectId = None, after: After 
 
 
 def _events(reader: Any, project_id: str | None, after: str | None, limit: int) -> Json:
-    if after is not None and not after.isdigit():
+    if after is not None and not re.fullmatch("[0-9]{1,18}", after):
         raise BadRequest(f"{after[:40]!r} is no cursor; use the nextPage of the page before.")
     before = int(after) if after else None
     found = events.list_events(reader, project_id=project_id, before=before, limit=limit + 1)
