@@ -185,7 +185,10 @@ ensure_packages() {
     [[ " ${missing[*]} " != *" nginx "* ]] || touch "$STATE/nginx-is-new"
     [[ " ${missing[*]} " != *" docker.io "* ]] || write_docker_configuration
     if [[ ! -e $POLICY ]]; then
-      printf '#!/bin/sh\n# %s\ncase "$1" in nginx*) exit 101 ;; esac\nexit 0\n' "$POLICY_MARK" >"$POLICY"
+      # Without systemd a package's own start script may fail, and the installation with it; we start Docker ourselves.
+      local held='*'
+      ! systemd_runs || held='nginx*'
+      printf '#!/bin/sh\n# %s\ncase "$1" in %s) exit 101 ;; esac\nexit 0\n' "$POLICY_MARK" "$held" >"$POLICY"
       chmod 755 "$POLICY"
     fi
     apt_install "${missing[@]}"
