@@ -24,7 +24,7 @@ from waiting import wait_until
 from appliance.errors import EngineBusy, EngineRefused, ImageNotFound
 from appliance.records import Mount
 from appliance.runtime import networks
-from appliance.runtime.answers import image_not_found, refusal, with_tag
+from appliance.runtime.answers import checked_image, image_not_found, refusal, with_tag
 from appliance.runtime.docker import DockerEngine
 from appliance.states import Seen
 
@@ -177,6 +177,25 @@ def test_pulling_what_no_registry_has_says_what_to_do(engine: DockerEngine) -> N
     # Nobody listens on port 9 of this machine's loopback.
     with pytest.raises(ImageNotFound, match=r"127\.0\.0\.1:9/none/such.*docker load"):
         engine.pull("127.0.0.1:9/none/such:1", told.append)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "name", ["", "../containers/x", "a//b", "a b", "x\n", "-x", "x:", "x/../y", "x?y=1", "x" * 600]
+)
+def test_what_is_no_image_name_never_reaches_docker(name: str) -> None:
+    engine = DockerEngine(INSTANCE, socket=Path("/nowhere/docker.sock"))
+
+    assert engine.image_exists(name) is False
+    for refused in (engine.pull, lambda image: engine.create(spec("true", image=image))):
+        with pytest.raises(ImageNotFound, match="no image's name"):
+            refused(name)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ["python", "Registry.example:5000/team/x_y:1.0-rc", f"a/b@sha256:{'0' * 64}"])
+def test_an_image_name_passes(name: str) -> None:
+    assert checked_image(name) == name
 
 
 @pytest.mark.fast
@@ -368,7 +387,10 @@ def test_a_workload_reaches_the_internet_and_its_own_network_and_nothing_else(
 
 
 class Engine:
-    """A dockerd of our own, without networks, with NVIDIA's hook on its PATH; it can be killed."""
+    """A dockerd of our own, with NVIDIA's hook on its PATH; it can be killed.
+
+    It has a network namespace to itself: a second dockerd beside the first would take the bridge docker0 from it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -383,9 +405,9 @@ class Engine:
         for left in ("docker.pid", "exec/containerd/containerd.pid"):
             (self.folder / left).unlink(missing_ok=True)
         command = [
-            "dockerd", f"--host=unix://{self.socket}", f"--data-root={self.folder}/data",
+            "unshare", "--net", "dockerd", f"--host=unix://{self.socket}", f"--data-root={self.folder}/data",
             f"--exec-root={self.folder}/exec", f"--pidfile={self.folder}/docker.pid",
-            "--bridge=none", "--iptables=false", "--live-restore",
+            "--iptables=false", "--live-restore",
         ]  # fmt: skip
         environment = os.environ | {"PATH": f"{self.folder}/bin:{os.environ['PATH']}"}
         with (self.folder / "log").open("ab") as log:

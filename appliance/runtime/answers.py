@@ -21,6 +21,9 @@ from appliance.states import Seen
 
 _SEEN = {"created": Seen.CREATED, "exited": Seen.EXITED, "dead": Seen.EXITED, "removing": Seen.EXITED}
 _FOR_EVER = re.compile(r"OCI runtime|could not select device driver|no such file|not found in \$PATH|invalid", re.I)
+_IMAGE = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]*(:\d+)?(/[A-Za-z0-9][A-Za-z0-9._-]*)*(:[\w][\w.-]*)?(@sha256:[0-9a-f]{64})?"
+)
 
 
 class EngineConflict(EngineRefused):
@@ -56,6 +59,15 @@ def sighting_of(shown: Mapping[str, Any]) -> Sighting:
 def with_tag(name: str) -> str:
     """`name` with `:latest` when it has neither tag nor digest; without it Docker would pull every tag."""
     return name if "@" in name or ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
+
+
+def checked_image(name: str) -> str:
+    """`name` itself if it can be an image's; it becomes part of a path of Docker's API, so nothing else may pass."""
+    if len(name) <= 512 and _IMAGE.fullmatch(name) and ".." not in name:
+        return name
+    raise ImageNotFound(
+        f"{name[:200]!r} is no image's name; one looks like python:3.12 or registry.example/team/image:tag."
+    )
 
 
 def image_not_found(image: str, why: str) -> ImageNotFound:

@@ -35,6 +35,7 @@ from appliance.records import ContainerSpec, Mount, Sighting
 from appliance.runtime import networks
 from appliance.runtime.answers import (
     EngineConflict,
+    checked_image,
     follow_pull,
     image_not_found,
     moment,
@@ -61,7 +62,7 @@ class DockerEngine:
     """The containers, networks and images of one instance of the appliance on the Docker engine behind `socket`.
 
     `serving_seccomp` is the profile of serving containers (JSON); without it they are refused. `environment` and
-    `mounts` are what every workload inherits from this machine (see images.inherited_env). Making one connects to
+    `mounts` are what every workload inherits from this machine (see inherit.inherited_env). Making one connects to
     nothing.
     """
 
@@ -77,6 +78,7 @@ class DockerEngine:
     ) -> None:
         self.instance = instance
         self._pool = ipaddress.IPv4Network(pool)
+        self._isolation = networks.Isolation(self._pool)
         self._path = str(socket)
         self._serving_seccomp = serving_seccomp
         self._environment = dict(environment or {})
@@ -110,6 +112,7 @@ class DockerEngine:
     # -- containers ----------------------------------------------------------------------------------------------------
 
     def create(self, spec: ContainerSpec) -> str:
+        checked_image(spec.image)
         if (found := self._find(spec.id)) is not None:
             return found
         network_id = self._network_of(spec)
@@ -224,12 +227,13 @@ class DockerEngine:
     def image_exists(self, name: str) -> bool:
         try:
             with self._translated("look at an image", image=name):
-                self._api().inspect_image(name)
+                self._api().inspect_image(checked_image(name))
         except ImageNotFound:
             return False
         return True
 
     def pull(self, name: str, progress: Callable[[str], None] = lambda _: None) -> None:
+        checked_image(name)
         if self.image_exists(name):
             return
         with self._translated(f"pull {name!r}", image=name, pulling=True):
@@ -243,7 +247,7 @@ class DockerEngine:
 
     def ensure_network(self, name: str) -> str:
         with self._network_lock:
-            networks.assert_isolation(self._pool)
+            self._isolation.hold()
             if (found := self._find_network(name)) is not None:
                 return str(found["IPAM"]["Config"][0]["Subnet"])
             return self._make_network(name)
@@ -264,8 +268,7 @@ class DockerEngine:
         return sorted(row["Labels"][f"{LABEL}.network"] for row in rows)
 
     def assert_isolation(self) -> bool:
-        """See networks.assert_isolation. The janitor calls it every now and then, since a firewall's reload flushes it."""
-        return networks.assert_isolation(self._pool)
+        return self._isolation.hold()
 
     # -- inside --------------------------------------------------------------------------------------------------------
 

@@ -206,3 +206,10 @@ class Engine(Protocol):
     def networks(self) -> list[str]:
         """The names of this instance's networks."""
         ...
+
+    def assert_isolation(self) -> bool:
+        """The rules that `ensure_network` asserts stand; False when they had to be put back.
+
+        To be called every now and then, since a firewall that is loaded again flushes them.
+        """
+        ...

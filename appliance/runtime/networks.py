@@ -6,7 +6,7 @@ service is one), no. What is refused is rejected, not dropped, so a program sees
 
 The rules are two chains of our own, one hooked into Docker's DOCKER-USER (what is forwarded) and one into INPUT (what
 is meant for this machine). They speak of the pool alone, never of one network, so they are the same before and after
-any network comes or goes, and can be asserted at any moment: whoever flushed them, the next `assert_isolation` puts
+any network comes or goes, and can be asserted at any moment: whoever flushed them, the next `Isolation.hold` puts
 them back. Answers to connections that this machine opened (the dashboard reaching JupyterLab) always pass.
 
 Why not Docker's own isolation alone: it parts networks, but leaves the machine's own services and the metadata
@@ -18,6 +18,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import subprocess
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -97,43 +98,56 @@ def nameservers(resolv_conf: str) -> list[str]:
     return [server for server in found if not ipaddress.ip_address(server).is_loopback]
 
 
-def assert_isolation(pool: IPv4Network) -> bool:
-    """The rules stand as this page says; False when they had to be put (back). May be called at any time.
+class Isolation:
+    """The rules for one pool, and what they looked like when they were last put. Any thread may call."""
 
-    The chains are replaced in one step, so there is no moment without them. `EngineRefused` where the packet filter
-    cannot be set: no network must be given out then.
-    """
-    forward, own = chain_names(pool)
-    wanted = filter_rules(pool, nameservers(_read("/etc/resolv.conf")))
-    before = _listed(forward) + _listed(own)
-    _run(["iptables-restore", "--noflush", "--wait", "5"], wanted)
-    hooked = [_hook("DOCKER-USER", pool, forward), _hook("INPUT", pool, own)]
-    return all(hooked) and before == _listed(forward) + _listed(own)
+    def __init__(self, pool: IPv4Network) -> None:
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._listed: list[str] = []
+
+    def hold(self) -> bool:
+        """The rules stand as this page says; False when they had to be put (back). May be called at any time.
+
+        One look (10 ms) where nothing has changed. Otherwise the chains are replaced in one step, so there is no moment
+        without them. `EngineRefused` where the packet filter cannot be set: no network must be given out then.
+        """
+        with self._lock:
+            wanted = filter_rules(self._pool, nameservers(_read("/etc/resolv.conf")))
+            if self._listed and self._listed == self._look(wanted):
+                return True
+            forward, own = chain_names(self._pool)
+            _run(["iptables-restore", "--noflush", "--wait", "5"], wanted)
+            _hook("DOCKER-USER", self._pool, forward)
+            _hook("INPUT", self._pool, own)
+            self._listed = self._look(wanted)
+            return False
+
+    def _look(self, wanted: str) -> list[str]:
+        """What is wanted, and every rule that names our chains as iptables shows it now."""
+        shown = _call(["iptables", "-w", "5", "-S"]).stdout.splitlines()
+        names = chain_names(self._pool)
+        return [wanted, *(line for line in shown if any(name in line.split() for name in names))]
 
 
 def remove_isolation(pool: IPv4Network) -> None:
     """Our chains are gone (for `--uninstall` and tests). Missing ones: nothing happens."""
-    for chain, ours in zip(("DOCKER-USER", "INPUT"), chain_names(pool), strict=True):
+    forward, own = chain_names(pool)
+    for chain, ours in (("DOCKER-USER", forward), ("FORWARD", forward), ("INPUT", own)):
         while _ok(["iptables", "-w", "5", "-D", chain, "-s", str(pool), "-j", ours]):
             pass
+    for ours in (forward, own):
         _ok(["iptables", "-w", "5", "-F", ours])
         _ok(["iptables", "-w", "5", "-X", ours])
 
 
-def _hook(chain: str, pool: IPv4Network, ours: str) -> bool:
-    """`chain` begins with a jump into `ours`; whether it was there before."""
+def _hook(chain: str, pool: IPv4Network, ours: str) -> None:
+    """`chain` begins with a jump into `ours`."""
+    if chain == "DOCKER-USER" and not _ok(["iptables", "-w", "5", "-S", chain]):
+        chain = "FORWARD"  # Docker was told not to touch the packet filter, so its chain is not there
     jump = ["-s", str(pool), "-j", ours]
-    if _ok(["iptables", "-w", "5", "-C", chain, *jump]):
-        return True
-    if not _ok(["iptables", "-w", "5", "-I", chain, "1", *jump]):
-        # Docker was told not to touch the packet filter: then its chain is missing and FORWARD is the place.
-        _run(["iptables", "-w", "5", "-I", "FORWARD" if chain == "DOCKER-USER" else chain, "1", *jump])
-    return False
-
-
-def _listed(chain: str) -> list[str]:
-    done = _call(["iptables", "-w", "5", "-S", chain])
-    return done.stdout.splitlines() if done.returncode == 0 else []
+    if not _ok(["iptables", "-w", "5", "-C", chain, *jump]):
+        _run(["iptables", "-w", "5", "-I", chain, "1", *jump])
 
 
 def _ok(command: list[str]) -> bool:
