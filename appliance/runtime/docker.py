@@ -226,8 +226,9 @@ class DockerEngine:
 
     def image_exists(self, name: str) -> bool:
         try:
+            checked_image(name)
             with self._translated("look at an image", image=name):
-                self._api().inspect_image(checked_image(name))
+                self._api().inspect_image(name)
         except ImageNotFound:
             return False
         return True
