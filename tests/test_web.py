@@ -218,7 +218,7 @@ def test_an_invited_colleague_joins_with_a_link_and_is_signed_in(web: Web) -> No
     "method, path, body, status, code",
     [
         ("GET", "/v1/nothing", None, 404, "NOT_FOUND"),
-        ("GET", "/", None, 404, "NOT_FOUND"),
+        ("GET", "/nothing", None, 404, "NOT_FOUND"),
         ("GET", "/v1/projects/nothing", None, 404, "NOT_FOUND"),
         ("PUT", "/v1/projects", b"{}", 405, "METHOD_NOT_SUPPORTED"),
         ("POST", "/v1/projects", b"{", 400, "PARSE_ERROR"),

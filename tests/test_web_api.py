@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import io
 import json
 import os
@@ -18,8 +19,8 @@ import pytest
 from waiting import wait_until
 from web_support import Web, running_web
 
-from appliance import accounts, projects, runs
-from appliance.records import SYSTEM, Role
+from appliance import accounts, containers, projects, runs
+from appliance.records import SYSTEM, ContainerSpec, Role
 from appliance.runtime.engine import LogEntry
 
 pytestmark = pytest.mark.fast
@@ -401,6 +402,95 @@ def test_a_deployment_is_wished_changed_rolled_back_and_deleted(web: Web) -> Non
     assert web.client("bob").get(at).status_code == 404
     ok(ana.delete(at))
     assert ana.get(at).status_code == 404
+
+
+def serving_deployment(web: Web, name: str) -> tuple[str, str]:
+    """A deployment whose row says that it serves; its id and its spec's."""
+    ana = web.client("ana")
+    project = make_project(ana, name)
+    model = ok(ana.post("/v1/models", json={"name": "net", "modelType": "ONNX", "projectId": project["id"]}))
+    put_version(ana, f"/v1/models/{model['id']}", {"model.onnx": b"not really"})
+    config = {"name": name, "model": f"{model['id']}:1"}
+    made = ok(ana.post("/v1/deployments", json={"projectId": project["id"], "config": config}))["deploymentId"]
+    spec = ok(ana.get(f"/v1/deployments/{made}"))["latestSpec"]["id"]
+    with web.house.db.write() as tx:
+        tx.run("UPDATE deployment_specs SET state = 'serving' WHERE id = ?", spec)
+    return made, spec
+
+
+class Model(http.server.BaseHTTPRequestHandler):
+    """What a replica answers, as far as the dashboard's form needs it."""
+
+    def do_GET(self) -> None:
+        self._answer(200, {"name": "net", "inputs": [], "key": self.headers["Authorization"]})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not asked.get("inputs"):
+            self._answer(400, {"error": "The request has no inputs."})
+            return
+        self._answer(200, {"model_name": self.path, "outputs": asked["inputs"]})
+
+    def _answer(self, status: int, found: Any) -> None:
+        body = json.dumps(found).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: Any) -> None: ...
+
+
+def test_the_dashboards_form_asks_the_deployment_with_a_key_that_the_browser_never_sees(web: Web) -> None:
+    deployment, _ = serving_deployment(web, "tried")
+    ana, at = web.client("ana"), f"/v1/deployments/{deployment}"
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Model) as server:
+        with web.house.db.write() as tx:
+            tx.run("UPDATE deployments SET port = ? WHERE id = ?", server.server_address[1], deployment)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+
+        metadata = ok(ana.get(f"{at}/metadata"))
+        answered = ok(ana.post(f"{at}/try", json={"inputs": [1]}))
+        refused = ana.post(f"{at}/try", json={"inputs": []})
+        server.shutdown()
+        thread.join()
+    silent = ana.post(f"{at}/try", json={"inputs": [1]})
+
+    key = (web.house.config.replicas_dir / "keys" / deployment).read_text()
+    assert metadata["key"] == f"Bearer {key}"
+    assert answered == {"model_name": "/v2/models/net/infer", "outputs": [1]}
+    assert (refused.status_code, refused.json()["message"]) == (
+        400,
+        "The deployment answered 400: The request has no inputs.",
+    )
+    assert (silent.status_code, silent.json()["code"]) == (412, "PRECONDITION_FAILED")
+    assert key not in silent.text
+
+
+def test_a_replicas_log_is_followed_until_it_has_ended(web: Web) -> None:
+    deployment, spec = serving_deployment(web, "talking")
+    at = f"/v1/deployments/{deployment}"
+    with web.house.db.write() as tx:
+        replica = ContainerSpec("rep1", "replica", "serving", "i", None, None, {}, (), 1.0, 512)
+        project = tx.value("SELECT project_id FROM deployments WHERE id = ?", deployment)
+        containers.add(tx, replica, owner_id=spec, project_id=project, machine_type="C1", grace_s=1.0)
+    web.house.logs.capture("rep1", [LogEntry("2030-01-01T00:00:00.000000000Z", "stdout", "ready")])
+
+    with web.client("ana").stream("GET", f"{at}/logs/stream") as answer:
+        found = events_of(answer)
+        first = next(found)
+        web.house.logs.seal("rep1")
+        with web.house.db.write() as tx:
+            tx.run("UPDATE containers SET seen = 'exited' WHERE id = 'rep1'")
+        second = next(found)
+
+    assert (first[0], first[1]["message"], first[1]["instanceId"]) == ("line", "ready", "rep1")
+    assert second[0] == "end"
+    [line] = ok(web.client("ana").get(f"{at}/logs"))["items"]
+    assert (line["message"], line["instanceId"], line["jobId"]) == ("ready", "rep1", spec)
+    [run] = ok(web.client("ana").get(f"{at}/runs"))
+    assert [each["instanceId"] for each in run["instances"]] == ["rep1"]
 
 
 # -- the machine -------------------------------------------------------------------------------------------------------

@@ -168,6 +168,7 @@ def _openapi() -> OpenAPIConfig:
         render_plugins=[SchemaPage(path="/"), JsonRenderPlugin(path="/openapi.json")],
         openapi_router=Router("/schema", route_handlers=[], opt={"perm": "public", "blind": True}),
         create_examples=False,
+        use_handler_docstrings=True,
     )
 
 
