@@ -52,8 +52,8 @@ def engine() -> None:
 def running(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A whole appliance of its own: holder, daemon, nginx; its containers are removed afterwards."""
     house = Running(tmp_path_factory.mktemp("appliance"))
-    house.start()
     try:
+        house.start()
         yield house
     finally:
         house.destroy()
@@ -65,5 +65,5 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
     house = getattr(item, "funcargs", {}).get("running")
-    if report.when == "call" and report.failed and isinstance(house, Running):
+    if report.failed and isinstance(house, Running):
         report.sections.append(("the appliance", house.story()))

@@ -9,10 +9,10 @@ Why uvicorn on a socket of our own making: nginx is in front, and only its group
 from __future__ import annotations
 
 import asyncio
-import grp
 import json
 import logging
 import os
+import pwd
 import signal
 import socket
 import sys
@@ -58,8 +58,8 @@ def set_up_logging(level: int = logging.INFO) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def listen(path: Path, group: str) -> socket.socket:
-    """A listening Unix socket that root and `group` (nginx's workers) may open."""
+def listen(path: Path, user: str) -> socket.socket:
+    """A listening Unix socket that root and the group of `user` (nginx's workers) may open."""
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
@@ -68,10 +68,10 @@ def listen(path: Path, group: str) -> socket.socket:
     finally:
         os.umask(before)
     try:
-        os.chown(path, 0, grp.getgrnam(group).gr_gid)
+        os.chown(path, 0, pwd.getpwnam(user).pw_gid)
         path.chmod(0o660)
     except (KeyError, PermissionError):
-        _LOG.warning("there is no group %r; only processes of this user reach %s", group, path)
+        _LOG.warning("there is no user %r; only processes of this daemon's user reach %s", user, path)
     listener.listen(2048)
     return listener
 
