@@ -7,6 +7,7 @@ import subprocess
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import memory_engine
 import pytest
@@ -114,6 +115,26 @@ def test_creating_twice_adopts_the_one_that_is_there(make: Make) -> None:
 
     assert first == second
     assert [it.seen for it in engine.sightings()] == [Seen.CREATED]
+
+
+def test_creating_at_once_from_several_sides_makes_one_container(make: Make) -> None:
+    engines = [make() for _ in range(4)]
+
+    with ThreadPoolExecutor(4) as pool:
+        made = set(pool.map(lambda engine: engine.create(spec("sleep 60")), engines))
+
+    assert len(made) == 1
+    assert [it.engine_id for it in engines[0].sightings()] == list(made)
+
+
+def test_networks_made_at_once_are_apart(make: Make) -> None:
+    engines = [make() for _ in range(4)]
+
+    with ThreadPoolExecutor(4) as pool:
+        subnets = list(pool.map(lambda it: it[1].ensure_network(f"run{it[0]}"), enumerate(engines)))
+
+    assert len(set(subnets)) == 4
+    assert engines[0].networks() == ["run0", "run1", "run2", "run3"]
 
 
 def test_what_runs_is_sighted_again_after_a_daemon_restart(make: Make) -> None:

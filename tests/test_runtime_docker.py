@@ -139,6 +139,19 @@ def test_what_workloads_inherit_is_there_and_serving_gets_none_of_it(tmp_path: P
     engine.close()
 
 
+@pytest.mark.docker
+def test_somebody_elses_container_of_our_name_is_named_and_left_alone(engine: DockerEngine) -> None:
+    name = f"appliance-{INSTANCE}-ctr1"
+    command = ["docker", "create", "--label", f"appliance.instance={INSTANCE}", "--name", name, IMAGE, "true"]
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
+
+    with pytest.raises(EngineRefused, match=f"{name}; remove or rename it"):
+        engine.create(spec("true"))
+
+    engine.remove("ctr1")
+    assert subprocess.run(["docker", "inspect", name], capture_output=True, timeout=30, check=False).returncode == 0
+
+
 # -- logs --------------------------------------------------------------------------------------------------------------
 
 

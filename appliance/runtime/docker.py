@@ -55,6 +55,7 @@ _SLOW_S = 120  # making, starting and removing touch the disk and may wait for i
 _PULL_SILENCE_S = 600  # unpacking a large layer says nothing for minutes
 _KILLED = 128 + 9
 _OOM_NEWS_S = 0.3
+_ADOPT_S = 1.0
 _EXEC_OUTPUT = 64 * 1024
 
 
@@ -126,17 +127,12 @@ class DockerEngine:
             # runc cannot raise the limit above its own; the engine's is taken to be no lower than ours.
             open_files=min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         )
+        name = f"appliance-{self.instance[:12]}-{spec.id}"
         try:
             with self._translated(f"create the container of {spec.image!r}", image=spec.image):
-                made = self._api(_SLOW_S).create_container_from_config(
-                    arguments, f"appliance-{self.instance[:12]}-{spec.id}"
-                )
-        except EngineConflict as clash:
-            # Somebody made it since we looked, or a container that is not ours took the name.
-            if (found := self._find(spec.id)) is not None:
-                return found
-            raise EngineRefused(f"Docker will not create the container: {clash.message}") from clash
-        return str(made["Id"])
+                return str(self._api(_SLOW_S).create_container_from_config(arguments, name)["Id"])
+        except EngineConflict:
+            return self._adopt(spec.id, name)
 
     def start(self, container_id: str) -> None:
         with self._translated("start the container"):
@@ -309,6 +305,18 @@ class DockerEngine:
         if (engine_id := self._find(container_id)) is None:
             raise EngineRefused(f"There is no container {container_id} on the engine; it must be created first.")
         return engine_id
+
+    def _adopt(self, container_id: str, name: str) -> str:
+        """The container that took `name` since we looked. Docker gives a name away before it lists the container."""
+        patience = clock.monotonic() + _ADOPT_S
+        while clock.monotonic() < patience:
+            if (found := self._find(container_id)) is not None:
+                return found
+            self._pause.wait(0.02)
+        with self._translated("look at a container", missing_is_fine=True):
+            self._api().inspect_container(name)
+            raise EngineRefused(f"A container that is not ours has the name {name}; remove or rename it.")
+        raise EngineBusy(f"The container {name} is being made or removed by somebody else; it is tried again.")
 
     def _look(self, engine_id: str) -> Sighting | None:
         """What it shows. Docker may tell of the end before it has heard that memory ran out (seen with 20.10), so a
