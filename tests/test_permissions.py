@@ -15,8 +15,6 @@ from web_support import PASSWORD, Web, running_web
 
 from appliance.web import auth
 
-pytestmark = pytest.mark.fast
-
 # What each of (stranger, wrong key, outsider, collaborator, admin) is answered. A collaborator who gets past every check
 # meets the handler, which may still say 400, 409, 412 (the body is empty, nothing serves): "through" stands for those.
 PUBLIC = ("through", 401, "through", "through", "through")
@@ -121,6 +119,75 @@ for _noun in ("dataset", "model"):
     }
 TABLE |= {f"{method} {path}": HIDDEN for path, methods in OBJECTS.items() for method in methods.split()}
 
+# The pages. What a stranger is answered here is for programs; a browser (Accept: text/html) is led to the sign-in.
+TABLE |= {
+    "GET /static/{digest:str}/{name:path}": BLIND,
+    "GET /login": PUBLIC,
+    "POST /login": PUBLIC,
+    "POST /logout": PUBLIC,
+    "GET /accept": PUBLIC,
+    "POST /accept": PUBLIC,
+    "GET /": MEMBERS,
+    "POST /projects": MEMBERS,
+    "GET /changes/projects": MEMBERS,
+    "GET /settings": MEMBERS,
+    "GET /settings/machine": MEMBERS,
+    "GET /settings/members": MEMBERS,
+    "GET /settings/keys": MEMBERS,
+    "POST /settings/keys": MEMBERS,
+    "POST /settings/keys/{key:str}/revoke": OWN_KEY,
+    "POST /settings/invitations": ADMINS,
+    "POST /settings/invitations/{invitation:str}/withdraw": ADMINS,
+    "POST /settings/members/{user:str}/role": ADMINS,
+    "POST /settings/members/{user:str}/reset": ADMINS,
+    "POST /settings/members/{user:str}/remove": ADMINS,
+    "POST /deployments": MEMBERS,
+}
+PAGES = {
+    "/changes/run/{run:str}": "GET",
+    "/changes/project/{project:str}": "GET",
+    "/changes/deployment/{deployment:str}": "GET",
+    "/projects/{project:str}": "GET",
+    "/projects/{project:str}/collaborators": "POST",
+    "/projects/{project:str}/collaborators/remove": "POST",
+    "/projects/{project:str}/data": "GET",
+    "/projects/{project:str}/delete": "POST",
+    "/projects/{project:str}/deployments": "GET",
+    "/projects/{project:str}/models": "GET",
+    "/projects/{project:str}/rename": "POST",
+    "/projects/{project:str}/runs": "POST",
+    "/projects/{project:str}/settings": "GET",
+    "/projects/{project:str}/workflows": "GET",
+    "/projects/{project:str}/runs/{workflow:str}/{number:str}": "GET",
+    "/projects/{project:str}/runs/{workflow:str}/{number:str}/again": "POST",
+    "/projects/{project:str}/runs/{workflow:str}/{number:str}/cancel": "POST",
+    "/projects/{project:str}/runs/{workflow:str}/{number:str}/delete": "POST",
+    "/projects/{project:str}/runs/{workflow:str}/{number:str}/jobs/{job:str}/log.txt": "GET",
+    "/deployments/{deployment:str}": "GET",
+    "/deployments/{deployment:str}/change": "POST",
+    "/deployments/{deployment:str}/delete": "POST",
+    "/deployments/{deployment:str}/history/{spec:str}/apply": "POST",
+    "/deployments/{deployment:str}/keys": "POST",
+    "/deployments/{deployment:str}/keys/{key:str}/revoke": "POST",
+    "/deployments/{deployment:str}/log.txt": "GET",
+    "/deployments/{deployment:str}/try": "POST",
+}
+for _noun in ("dataset", "model"):
+    TABLE |= {f"GET /{_noun}s": MEMBERS, f"POST /{_noun}s": MEMBERS}
+    PAGES |= {
+        f"/{_noun}s/{{thing:str}}": "GET",
+        f"/{_noun}s/{{thing:str}}/change": "POST",
+        f"/{_noun}s/{{thing:str}}/delete": "POST",
+        f"/{_noun}s/{{thing:str}}/versions/{{selector:str}}": "GET",
+        f"/{_noun}s/{{thing:str}}/versions/{{selector:str}}/delete": "POST",
+        f"/{_noun}s/{{thing:str}}/versions/{{selector:str}}/diff": "GET",
+        f"/{_noun}s/{{thing:str}}/versions/{{selector:str}}/file": "GET",
+        f"/{_noun}s/{{thing:str}}/versions/{{selector:str}}/image": "GET",
+        f"/{_noun}s/{{thing:str}}/versions/{{selector:str}}/tags": "POST",
+        f"/{_noun}s/{{thing:str}}/versions/{{selector:str}}/tags/remove": "POST",
+    }
+TABLE |= {f"{method} {path}": HIDDEN for path, method in PAGES.items()}
+
 # Bodies that are complete, so that what is answered is about the permission; and the objects' names.
 BODIES: dict[str, Any] = {
     "POST /v1/auth/login": {"email": "ana@x.org", "password": PASSWORD},
@@ -135,7 +202,7 @@ BODIES: dict[str, Any] = {
 }
 ROLES = ("stranger", "wrong key", "outsider", "collaborator", "admin")
 # What the handler itself may answer once everyone has been let through, for wants of the body or the object's state.
-BEYOND = frozenset({200, 400, 404, 405, 409, 412, 422})
+BEYOND = frozenset({200, 303, 400, 404, 405, 409, 412, 422})
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +246,11 @@ def names(web: Web) -> dict[str, str]:
         "key_id": ana.get("/v1/api-keys").json()["items"][0]["id"],
         "user_id": web.ana.user_id,
         "spec": "none",
+        "number": "1",
+        "key": ana.get("/v1/api-keys").json()["items"][0]["id"],
+        "user": web.ana.user_id,
+        "invitation": "none",
+        "digest": "none",
         "invitation_id": "none",
     }
     return found
@@ -291,6 +363,8 @@ def _answered(web: Web, method: str, address: str, sent: dict[str, Any]) -> int:
 
 
 def path_of(path: str, names: dict[str, str]) -> str:
+    if path.startswith("/projects/"):  # a run's page is named by its workflow's name
+        names = {**names, "workflow": "train"}
     thing = names["dataset" if "/datasets/" in path else "model"]
     for word, kind in [("thing", thing), *names.items()]:
         path = path.replace(f"{{{word}:str}}", kind).replace(f"{{{word}:path}}", kind)
@@ -304,7 +378,11 @@ def status_of(web: Web, role: str, method: str, address: str, body: Any) -> int:
     query = {"service": "git-upload-pack"} if is_git and method == "GET" else {}
     query |= {"from": "1"} if address.endswith("/diff") else {}
     query |= {"token": "none"} if address.endswith("/invitation") else {}
+    query |= {"path": "file"} if address.endswith(("/file", "/image")) else {}
     sent: dict[str, Any] = {} if method in ("GET", "DELETE") else {"json": body}
+    if method == "POST" and not address.startswith(("/v1", "/git")):
+        sent = {"data": {"name": "x", "email": "x@x.org", "user": "nobody", "request": "{}", "path": "a.yaml"}}
+        sent["data"] |= {"email": "ana@x.org", "password": PASSWORD} if address == "/login" else {}
     if method == ("POST" if is_git else "PUT") and (is_git or "/files/" in address):
         sent = {"content": b"0000"}
     if role != "stranger" and is_git:

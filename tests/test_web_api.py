@@ -23,8 +23,6 @@ from appliance import accounts, containers, projects, runs
 from appliance.records import SYSTEM, ContainerSpec, Role
 from appliance.runtime.engine import LogEntry
 
-pytestmark = pytest.mark.fast
-
 WORKFLOW = """\
 on:
   github:
