@@ -467,7 +467,7 @@ end() {
 
 gone() { [[ ! -e /proc/$1 ]] || grep -q '^State:.*Z' "/proc/$1/status" 2>/dev/null; }
 
-PROCESSES=(holder gateway run)
+PROCESSES=(holder run gateway)
 word_of() { if [[ $1 == run ]]; then echo "applianced run"; else echo "$1"; fi; } # what its command line says
 unit_of() { case $1 in run) echo appliance.service ;; *) echo "appliance-$1.service" ;; esac; }
 
@@ -542,7 +542,7 @@ u.build_opener(u.ProxyHandler({})).open(sys.argv[1], timeout=3)' "http://127.0.0
 healthy_or_ended() { healthy || ! process_runs run || ! process_runs gateway; }
 
 wait_for_health() {
-  wait_for 60 healthy_or_ended
+  wait_for 5 healthy || wait_for 55 healthy_or_ended || true
   ! healthy || return 0
   if systemd_runs; then journalctl --no-pager -n 20 -u appliance -u appliance-gateway; else tail -n 20 -v "$LOG_DIR"/{run,gateway}.log; fi
   "$PREFIX/venv/bin/applianced" doctor || true

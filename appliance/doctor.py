@@ -251,9 +251,9 @@ def _nginx(config: Config) -> Iterator[Finding]:
     if version < _OLDEST_NGINX:
         yield Finding("nginx", "warning", f"nginx {_dotted(version)} is old.", "Bring the system up to date.")
     conf = config.gateway_dir / "nginx.conf"
-    if not conf.exists():
-        text = f"nginx has no configuration of ours yet ({conf})."
-        yield Finding("nginx", "warning", text, f"{_start('appliance-gateway')}: it makes one.")
+    if not conf.exists() or not (config.run_dir / "gateway").is_dir():
+        text = f"nginx was not started since the last boot, or never ({conf}, {config.run_dir})."
+        yield Finding("nginx", "warning", text, f"{_start('appliance-gateway')}.")
         return
     done = _run([program, "-t", "-q", "-c", str(conf), "-p", str(config.gateway_dir), "-e", "stderr"])
     if done is None or done.returncode:

@@ -12,6 +12,7 @@ in the clear. One fingerprint, shown at install, is all that a client has to com
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import os
 import tempfile
@@ -60,6 +61,12 @@ def ensure(config: Config) -> Certificates:
     if config.tls_certificate is not None and config.tls_key is not None:
         return _examined(config.tls_certificate, config.tls_key)
     config.tls_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (config.tls_dir / ".lock").open("w") as lock:  # daemon and gateway may both be starting for the first time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _ensured(config)
+
+
+def _ensured(config: Config) -> Certificates:
     ca_path, ca_key_path = config.tls_dir / "ca.crt", config.tls_dir / "ca.key"
     path, key_path = config.tls_dir / "server.crt", config.tls_dir / "server.key"
     if not ca_path.exists():

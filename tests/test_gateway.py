@@ -355,7 +355,7 @@ def test_a_configuration_that_nginx_refuses_is_one_sentence_and_changes_nothing(
 
     assert "203.0.113.77" in refusal.value.message
     assert not gateway.conf_path.exists()
-    assert [entry.name for entry in gateway.conf_path.parent.iterdir()] == []
+    assert [entry.name for entry in gateway.conf_path.parent.iterdir()] == [".lock"]
 
 
 # -- the pure part -----------------------------------------------------------------------------------------------------

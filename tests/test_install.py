@@ -116,6 +116,11 @@ class Machine:
             stdin=subprocess.DEVNULL,
         )
 
+    def told(self, done: subprocess.CompletedProcess[str]) -> str:
+        """What a failure shows: the screen, and every log."""
+        logs = [f"== {path.name}\n{path.read_text()[-4000:]}" for path in sorted((self.root / "log").glob("*.log"))]
+        return "\n".join([done.stdout, done.stderr, *logs])
+
     def pids(self) -> dict[str, str]:
         return {path.stem: path.read_text().strip() for path in (self.root / "run").glob("*.pid")}
 
@@ -162,7 +167,7 @@ def test_a_run_starts_everything_and_says_where_it_is_and_a_second_run_changes_n
 
     second = machine.install()
 
-    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.returncode == 0, machine.told(first)
     for shown in (
         f":{machine.https_port}",
         "https://box:8443/setup/once",
@@ -174,7 +179,7 @@ def test_a_run_starts_everything_and_says_where_it_is_and_a_second_run_changes_n
     assert "the answer is 7" in first.stdout
     assert before["gateway"] == before["nginx"]
     assert set(before) == {"gateway", "nginx", "holder", "run"}
-    assert second.returncode == 0, second.stdout + second.stderr
+    assert second.returncode == 0, machine.told(second)
     assert machine.pids() == before
     assert (machine.root / "etc/appliance.toml").read_text() == written
     assert "all run already" in second.stdout
@@ -200,11 +205,11 @@ def test_stop_and_start_after_each_other(machine: Machine) -> None:
     machine.install("--no-tour", **machine.first)
 
     stopped = machine.install("--stop")
-    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert stopped.returncode == 0, machine.told(stopped)
     assert ports.find_listener(machine.https_port) is None
     started = machine.install("--start")
 
-    assert started.returncode == 0, started.stdout + started.stderr
+    assert started.returncode == 0, machine.told(started)
     assert ports.find_listener(machine.https_port) is not None
 
 
@@ -218,7 +223,7 @@ def test_processes_that_were_killed_are_started_again_and_the_others_left(machin
 
     again = machine.install("--no-tour")
 
-    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.returncode == 0, machine.told(again)
     after = machine.pids()
     assert after["holder"] == before["holder"]
     assert after["run"] != before["run"]
@@ -234,7 +239,7 @@ def test_a_port_chosen_later_is_set_in_the_file_and_a_persons_lines_stay(machine
 
     done = machine.install("--no-tour", "--http-port", str(port))
 
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, machine.told(done)
     changed = set(file.read_text().splitlines()) ^ set(before.splitlines())
     assert changed == {f"http_port = {machine.http_port}", f"http_port = {port}"}
     assert ports.find_listener(port) is not None
@@ -246,7 +251,7 @@ def test_uninstall_keeps_data_logs_and_configuration(machine: Machine) -> None:
 
     done = machine.install("--uninstall")
 
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, machine.told(done)
     assert not (machine.root / "opt").exists()
     assert not (machine.root / "bin/appliance").is_symlink()
     assert (machine.root / "data").is_dir()
@@ -300,7 +305,7 @@ def test_a_run_that_is_interrupted_says_so_and_the_next_one_finishes_it(machine:
     assert "Another run of install.sh is under way." in second.stdout
     assert under_way.returncode == 130
     assert "Interrupted." in said
-    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert finished.returncode == 0, machine.told(finished)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_the_fingerprint_is_what_openssl_shows(config: Config) -> None:
 def test_keys_are_readable_by_root_alone(config: Config) -> None:
     tls.ensure(config)
 
-    assert {path.name: oct(path.stat().st_mode & 0o777) for path in config.tls_dir.iterdir()} == dict.fromkeys(
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in config.tls_dir.glob("[!.]*")} == dict.fromkeys(
         ("ca.crt", "ca.key", "server.crt", "server.key"), "0o600"
     )
 
@@ -74,6 +74,19 @@ def test_asking_again_changes_nothing(config: Config) -> None:
 
     assert tls.ensure(config) == first
     assert [path.read_bytes() for path in sorted(config.tls_dir.iterdir())] == before
+
+
+def test_two_who_ask_at_once_for_the_first_time_get_the_same(config: Config) -> None:
+    found: list[tls.Certificates] = []
+    threads = [threading.Thread(target=lambda: found.append(tls.ensure(config))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(found) == 8
+    assert len(set(found)) == 1
+    assert shake_hands(found[0], "box") == "TLSv1.3"
 
 
 def test_new_names_renew_the_certificate_and_keep_the_authority(config: Config) -> None:

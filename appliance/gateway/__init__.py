@@ -13,6 +13,7 @@ Why: reverse proxying is not what this project exists for, and nginx does it wel
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import grp
 import os
 import pwd
@@ -22,7 +23,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -61,7 +62,10 @@ class Gateway:
         May be called at any time; also renews the certificate. Raises PreconditionFailed, and then what was in effect
         stays in effect.
         """
-        self._prepare()
+        with self._alone():
+            return self._write(routes)
+
+    def _write(self, routes: Sequence[Route]) -> float:
         text = render(routes, self._config, self._facts())
         if text != _text_of(self.conf_path):
             self._replace(text)
@@ -87,7 +91,8 @@ class Gateway:
 
     def run(self) -> NoReturn:
         """Become nginx, in the foreground, with today's configuration and the routes that were written last."""
-        self.write(self.last_routes())
+        with self._alone():
+            self._write(self.last_routes())
         self._end_orphans()
         self.check_ports()
         command = [*self._command(), "-g", "daemon off;"]
@@ -143,6 +148,14 @@ class Gateway:
             if clock.monotonic() > deadline:
                 raise PreconditionFailed(f"{otherwise}; end them with `kill -9`.")
             time.sleep(0.02)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Daemon and gateway start at the same time, and neither may write routes that it read before the other wrote."""
+        self._prepare()
+        with (self._config.gateway_dir / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _prepare(self) -> None:
         self._config.gateway_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
