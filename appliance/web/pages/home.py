@@ -44,8 +44,7 @@ def home(request: AnyRequest, after: After = None) -> Response[Any]:
     with house.db.read() as r:
         found = projects.list_projects(r, actor, after=after, limit=50)
         lines = [_line(r, actor, each) for each in found.items]
-    shown = {"lines": lines, "next_page": found.next_page, "url": base_url(house.config)}
-    return page(request, "home.html", **shown)
+    return page(request, "home.html", lines=lines, next_page=found.next_page, url=base_url(house.config))
 
 
 @post("/projects", include_in_schema=False)

@@ -86,7 +86,7 @@ def handlers(noun: str, verbs: ModuleType) -> list[HTTPRouteHandler]:
             found = getattr(verbs, f"list_{noun}s")(r, actor, after=after)
             mine = projects.list_projects(r, actor, limit=200).items
         names = {each.id: each.name for each in mine}
-        more = {"projects": mine, "project_names": names, "base": base_url(house.config)}
+        more: dict[str, Any] = {"projects": mine, "project_names": names, "base": base_url(house.config)}
         return page(request, "data/list.html", noun=noun, things=found.items, next_page=found.next_page, **more)
 
     @post(f"/{noun}s", include_in_schema=False)

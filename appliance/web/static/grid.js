@@ -8,7 +8,7 @@ for (const grid of document.querySelectorAll("[data-grid]")) {
   grid.classList.add(`s${side}`);
   const cells = values.map(() => grid.appendChild(document.createElement("b")));
 
-  const show = () => cells.forEach((cell, at) => { cell.style.opacity = values[at] / 16; });
+  const show = () => cells.forEach((cell, at) => { cell.style.background = `rgb(255 255 255 / ${values[at] / 16})`; });
   const write = () => {
     const data = JSON.stringify(values).replaceAll(",", ", ");
     text.value = text.value.replace(/("data":\s*)\[[^\]]*\]/, `$1${data}`);
