@@ -175,6 +175,22 @@ def test_a_followed_log_resumes_after_its_last_line_and_tells_none_twice(script:
     assert len(script.seen) == 3
 
 
+def test_a_followed_run_outlives_a_restart_of_the_daemon(script: Script, client: Client) -> None:
+    down = (502, {"code": "INTERNAL_SERVER_ERROR", "message": "The daemon does not answer."})
+    answers: Iterator[tuple[int, object] | str] = iter(["Running", down, down, "Succeeded"])
+
+    def answer(request: Request) -> tuple[int, object] | None:
+        found = next(answers)
+        if not isinstance(found, str):
+            return found
+        events(request, ("run", {"uuid": "u", "status": {"phase": found}}))
+        return None
+
+    script.answer = answer
+
+    assert [run["status"]["phase"] for run in client.runs.follow("u")] == ["Running", "Succeeded"]
+
+
 def test_a_stream_that_was_cut_within_an_event_drops_that_event_alone(script: Script, client: Client) -> None:
     cuts = iter([b'event: run\ndata: {"uuid": "u", "st', None])
 

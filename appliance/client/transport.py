@@ -301,7 +301,10 @@ def _failure(response: httpx.Response) -> errors.ApplianceError:
         text = f"{response.request.url.copy_with(query=None)} answered {response.status_code} without saying why."
         return error_of(_BY_STATUS.get(response.status_code), text)
     issues = tuple(str(each.get("message", "")) for each in body.get("issues") or ())
-    return error_of(body.get("code"), body["message"], issues)
+    code = body.get("code")
+    if response.status_code in _BETWEEN_LIVES and code != errors.EngineBusy.code:
+        code = Unreachable.code  # nginx says so, in JSON, while the daemon is between two lives
+    return error_of(code, body["message"], issues)
 
 
 def _decoded(response: httpx.Response) -> Any:
