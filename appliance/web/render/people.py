@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from appliance.config import Config
 from appliance.records import ApiKey, Collaborator, Event, Invitation, Project, Push, User
-from appliance.web.render.common import TEAM, Json, base_url
+from appliance.web.render.common import TEAM, Json, base_url, known
 
 
 def session(user: User) -> Json:
