@@ -97,6 +97,24 @@ def test_a_collaborator_is_let_in_and_out(web: Web) -> None:
     assert bob.get("/v1/projects/shared").status_code == 404
 
 
+def test_a_member_sees_the_events_of_their_projects_and_an_admin_those_of_all(web: Web) -> None:
+    ana, bob, boss = web.client("ana"), web.client("bob"), web.client("boss")
+    make_project(ana, "events-a")
+    make_project(bob, "events-b")
+
+    def seen(client: httpx.Client, **query: Any) -> list[str]:
+        return [each["text"] for each in ok(client.get("/v1/events", params=query))["items"]]
+
+    assert "bob@x.org made the project 'events-b'." in seen(bob)
+    assert not [text for text in seen(bob) if "events-a" in text]
+    assert {"bob@x.org made the project 'events-b'.", "ana@x.org made the project 'events-a'."} <= set(seen(boss))
+    assert seen(ana, projectId="events-a") == ["ana@x.org made the project 'events-a'."]
+    assert ana.get("/v1/events", params={"projectId": "events-b"}).status_code == 404
+    page = ok(boss.get("/v1/events", params={"limit": 1}))
+    assert page["hasMore"]
+    assert ok(boss.get("/v1/events", params={"limit": 1, "after": page["nextPage"]}))["items"] != page["items"]
+
+
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
@@ -323,6 +341,8 @@ def test_a_log_is_followed_line_by_line_and_resumed_after_a_line(web: Web) -> No
 
     assert (first[0], first[1]["message"], first[1]["line"]) == ("line", "line 1", 1)
     assert (second[1]["message"], second[1]["stream"]) == ("line 2", "stdout")
+    with web.client("ana", **{"Last-Event-ID": "1"}).stream("GET", f"{path}/stream") as answer:
+        assert next(events_of(answer))[1]["line"] == 2
     page = ok(web.client("ana").get(path, params={"after": 1}))
     assert ([each["line"] for each in page["items"]], page["nextLine"], page["finished"]) == ([2], 3, False)
     assert web.client("bob").get(f"{path}/stream").status_code == 404

@@ -1,7 +1,7 @@
 """Streams of what changes (server-sent events).
 
 What this keeps true: a stream costs one waiting coroutine, no thread and no polling; it looks again after a commit, at most
-twenty times a second however many commits there are; it sends a comment every 15 seconds so that proxies and clients
+twenty times a second however many commits there are (less often when there are many streams); it sends a comment every 15 seconds so that proxies and clients
 know it lives; it ends when its client is gone or the daemon stops.
 
 Why: a page left open over night by ten people must cost nothing.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -28,6 +29,7 @@ from appliance.web.errors import AnyRequest
 
 HEARTBEAT_S = 15.0
 PAUSE_S = 0.05
+EACH_S = 0.002  # with many streams they look less often, so that looking never fills a core
 MANY = 1000  # a look that finds so many events looks again at once
 Event = tuple[str, Any]
 
@@ -79,7 +81,7 @@ class Live:
 
     def _plan(self) -> None:
         assert self._loop is not None
-        self._loop.call_later(PAUSE_S, self._fire)
+        self._loop.call_later(max(PAUSE_S, self.open_streams * EACH_S), self._fire)
 
     def _fire(self) -> None:
         self._planned = False
@@ -138,7 +140,14 @@ def insist(db: Reader, actor: Actor) -> None:
 
 
 def encode(name: str, data: Any) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+    number = f"id: {data['line']}\n" if name == "line" else ""
+    return f"{number}event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+
+
+def resumed(request: AnyRequest, after: int) -> int:
+    """After which line to go on: a browser that comes back says the last one it had (Last-Event-ID)."""
+    told = request.headers.get("last-event-id", "")
+    return max(after, int(told)) if re.fullmatch("[0-9]{1,18}", told) else after
 
 
 async def answer(request: AnyRequest, look: Look) -> Stream:

@@ -159,7 +159,7 @@ async def stream_logs(
     """What one replica writes (event `line`), until it has ended (event `end`)."""
     house, actor = who(request)
     chosen: list[str | None] = [instance_id]
-    seen = [after]
+    seen = [live.resumed(request, after)]
 
     def look() -> tuple[list[live.Event], bool]:
         with house.db.read() as r:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from appliance import events, projects, removal
-from appliance.errors import BadRequest, Forbidden, NotFound
-from appliance.records import Event, Page
+from appliance.db import Reader
+from appliance.errors import BadRequest, NotFound
+from appliance.records import Page
 from appliance.web import render
 from appliance.web.auth import who
 from appliance.web.errors import AnyRequest
-from appliance.web.params import After, Limit, ProjectId, limited
+from appliance.web.params import MOST, After, Limit, ProjectId, limited
 from appliance.web.routes import Json, delete, get, post, put
 
 
@@ -127,28 +129,29 @@ def list_project_events(request: AnyRequest, project: FromPath[str], after: Afte
     house, actor = who(request)
     with house.db.read() as r:
         found = projects.get_project(r, actor, project)
-        return _events(r, found.id, after, limited(limit))
+        return _events(r, [found.id], after, limited(limit))
 
 
 @get("/v1/events")
 def list_events(request: AnyRequest, project_id: ProjectId = None, after: After = None, limit: Limit = 50) -> Json:
-    """What happened in a project; without one, everything, for admins."""
+    """What happened, newest first: in one project, or in all that one may see (for admins: everywhere)."""
     house, actor = who(request)
     with house.db.read() as r:
         if project_id is not None:
-            return _events(r, projects.get_project(r, actor, project_id).id, after, limited(limit))
-        if not actor.is_admin:
-            raise Forbidden("Name a project (projectId); only an admin sees the events of all.")
-        return _events(r, None, after, limited(limit))
+            return _events(r, [projects.get_project(r, actor, project_id).id], after, limited(limit))
+        if actor.is_admin:
+            return _events(r, [None], after, limited(limit))
+        mine = projects.list_projects(r, actor, limit=MOST).items
+        return _events(r, [project.id for project in mine], after, limited(limit))
 
 
-def _events(reader: Any, project_id: str | None, after: str | None, limit: int) -> Json:
+def _events(reader: Reader, project_ids: Sequence[str | None], after: str | None, limit: int) -> Json:
     if after is not None and not re.fullmatch("[0-9]{1,18}", after):
         raise BadRequest(f"{after[:40]!r} is no cursor; use the nextPage of the page before.")
     before = int(after) if after else None
-    found = events.list_events(reader, project_id=project_id, before=before, limit=limit + 1)
-    more = len(found) > limit
-    page: Page[Event] = Page(tuple(found[:limit]), str(found[limit - 1].id) if more else None)
+    lists = [events.list_events(reader, project_id=each, before=before, limit=limit + 1) for each in project_ids]
+    found = sorted((event for one in lists for event in one), key=lambda event: -event.id)
+    page = Page(tuple(found[:limit]), str(found[limit - 1].id) if len(found) > limit else None)
     return render.page(page, render.event)
 
 

@@ -257,6 +257,7 @@ async def stream_job_log(request: AnyRequest, run: FromPath[str], job: FromPath[
     """The lines (event `line`) as they are written, until the job has ended (event `end`)."""
     house, actor = who(request)
     known: dict[str | None, int] = {}
+    after = live.resumed(request, after)
 
     def look() -> tuple[list[live.Event], bool]:
         with house.db.read() as r:
