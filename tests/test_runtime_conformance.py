@@ -8,6 +8,7 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Network
 
 import memory_engine
 import pytest
@@ -15,10 +16,12 @@ from waiting import wait_until
 
 from appliance.errors import EngineBusy, EngineRefused, ImageNotFound
 from appliance.records import ContainerSpec, Sighting
+from appliance.runtime import networks
 from appliance.runtime.docker import DockerEngine
 from appliance.runtime.engine import Engine
 from appliance.states import Seen
 
+POOL = "10.214.0.0/16"
 IMAGE = "appliance-test/busybox"
 Make = Callable[..., Engine]
 
@@ -69,13 +72,14 @@ def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     made: list[DockerEngine] = []
 
     def docker_engine(instance: str = "conformance") -> Engine:
-        made.append(DockerEngine(instance, pool="10.214.0.0/16"))
+        made.append(DockerEngine(instance, pool=POOL))
         return made[-1]
 
     yield docker_engine
     for engine in made:
         engine.close()
     remove_all("conformance", "foreign")
+    networks.remove_isolation(IPv4Network(POOL))
 
 
 test_image.__test__ = False  # type: ignore[attr-defined]

@@ -26,6 +26,7 @@ from appliance.records import Mount
 from appliance.runtime import networks
 from appliance.runtime.answers import checked_image, image_not_found, refusal, with_tag
 from appliance.runtime.docker import DockerEngine
+from appliance.runtime.kernel import blames_memory
 from appliance.states import Seen
 
 POOL = "10.215.0.0/16"
@@ -56,7 +57,9 @@ def output(engine: DockerEngine, container_id: str = "ctr1") -> str:
 
 @pytest.mark.docker
 def test_a_workload_is_root_with_less_than_dockers_capabilities(engine: DockerEngine) -> None:
-    engine.create(spec("id -u; grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status; ls /dev; ls /var/run"))
+    engine.create(
+        spec("id -u; grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status; ls /dev; ls /run /var/run 2>&1")
+    )
     engine.start("ctr1")
 
     shown = output(engine)
@@ -65,7 +68,7 @@ def test_a_workload_is_root_with_less_than_dockers_capabilities(engine: DockerEn
     held = {number for number in range(41) if capabilities >> number & 1}
     # linux/capability.h: Docker's fourteen less NET_RAW 13, SYS_CHROOT 18, MKNOD 27, AUDIT_WRITE 29
     assert held == {0, 1, 3, 4, 5, 6, 7, 8, 10, 31}
-    assert shown.startswith("0\n")
+    assert re.search(r"^0$", shown, re.MULTILINE)
     assert re.search(r"NoNewPrivs:\s*1", shown)
     assert re.search(r"Seccomp:\s*2", shown)
     assert "docker.sock" not in shown
@@ -176,6 +179,14 @@ def test_a_line_without_an_end_is_cut_and_never_fills_the_memory(engine: DockerE
 
     assert "".join(lines) == "x" * 200000
     assert max(map(len, lines)) <= 96 * 1024
+
+
+@pytest.mark.fast
+def test_the_kernels_log_that_cannot_be_read_blames_nothing(tmp_path: Path) -> None:
+    assert blames_memory("abc", str(tmp_path / "missing")) is None
+    (tmp_path / "kmsg").write_text("6,1,1,-;oom-kill:constraint=CONSTRAINT_MEMCG,oom_memcg=/docker/abc\n")
+    assert blames_memory("abc", str(tmp_path / "kmsg")) is True
+    assert blames_memory("def", str(tmp_path / "kmsg")) is False
 
 
 # -- images ------------------------------------------------------------------------------------------------------------

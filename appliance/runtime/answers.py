@@ -39,7 +39,7 @@ def sighting_of(shown: Mapping[str, Any]) -> Sighting:
     state, labels = shown["State"], shown["Config"]["Labels"]
     seen = _SEEN.get(state["Status"], Seen.RUNNING)
     failed_to_start = seen is Seen.CREATED and state.get("Error")
-    started, finished = _stamp(state["StartedAt"]), _stamp(state["FinishedAt"])
+    started, finished = stamp_of(state["StartedAt"]), stamp_of(state["FinishedAt"])
     if started and finished and seen is Seen.EXITED:
         # Docker stamps the start after it, containerd the end: a program of a millisecond can seem to end before.
         started = min(started, finished)
@@ -131,7 +131,7 @@ def moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def _stamp(docker_time: str) -> str | None:
+def stamp_of(docker_time: str) -> str | None:
     """Docker's time (nine digits, or the year 1 for never) as `clock.stamp` writes it."""
     if docker_time.startswith("0001"):
         return None

@@ -22,6 +22,7 @@ import resource
 import socket as sockets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,13 @@ from appliance.runtime.answers import (
     moment,
     refusal,
     sighting_of,
+    stamp_of,
     warnings,
     with_tag,
 )
 from appliance.runtime.arguments import LABEL, OPEN_FILES, create_arguments
 from appliance.runtime.engine import EventStream, Health, ImageInfo, LogStream, Stats
+from appliance.runtime.kernel import blames_memory
 from appliance.runtime.stream import DockerEvents, DockerLogs, Stream, frames
 from appliance.states import Seen
 
@@ -56,6 +59,7 @@ _PULL_SILENCE_S = 600  # unpacking a large layer says nothing for minutes
 _KILLED = 128 + 9
 _OOM_NEWS_S = 0.3
 _ADOPT_S = 1.0
+_INIT_S = 0.5
 _EXEC_OUTPUT = 64 * 1024
 
 
@@ -146,6 +150,7 @@ class DockerEngine:
             return
         self._killed.add(engine_id)
         with self._translated("stop the container", missing_is_fine=True):
+            self._let_init_listen(self._api().inspect_container(engine_id)["State"])
             self._api().stop(engine_id, timeout=math.ceil(grace_s))
 
     def remove(self, container_id: str) -> None:
@@ -306,6 +311,14 @@ class DockerEngine:
             raise EngineRefused(f"There is no container {container_id} on the engine; it must be created first.")
         return engine_id
 
+    def _let_init_listen(self, state: Mapping[str, Any]) -> None:
+        """A TERM that comes before the container's init listens is lost, and then the whole grace would pass."""
+        started = stamp_of(state["StartedAt"])
+        if state["Running"] and started is not None:
+            age = (clock.now() - clock.parse(started)).total_seconds()
+            if 0 <= age < _INIT_S:
+                self._pause.wait(_INIT_S - age)
+
     def _adopt(self, container_id: str, name: str) -> str:
         """The container that took `name` since we looked. Docker gives a name away before it lists the container."""
         patience = clock.monotonic() + _ADOPT_S
@@ -319,8 +332,8 @@ class DockerEngine:
         raise EngineBusy(f"The container {name} is being made or removed by somebody else; it is tried again.")
 
     def _look(self, engine_id: str) -> Sighting | None:
-        """What it shows. Docker may tell of the end before it has heard that memory ran out (seen with 20.10), so a
-        KILL that was not ours is looked at for a moment longer; then what is seen is settled."""
+        """What it shows. A KILL that was not ours is looked into: the kernel knows whether memory ran out, and Docker
+        may come to know it a moment later."""
         patience = clock.monotonic() + _OOM_NEWS_S
         while True:
             with self._translated("look at a container", missing_is_fine=True):
@@ -328,7 +341,9 @@ class DockerEngine:
                 unsure = sighting.exit_code == _KILLED and not sighting.out_of_memory
                 if not unsure or engine_id in self._killed or clock.monotonic() > patience:
                     return sighting
-                self._pause.wait(0.02)
+                if blames_memory(engine_id):
+                    return replace(sighting, out_of_memory=True)
+                self._pause.wait(0.05)
                 continue
             return None
 
@@ -384,8 +399,8 @@ class DockerEngine:
 
     def _stats_of(self, container_id: str, sample: Mapping[str, Any]) -> Stats | None:
         memory = sample.get("memory_stats") or {}
-        if not memory.get("usage"):
-            return None
+        if "usage" not in memory:
+            return None  # it does not run
         detail = memory.get("stats") or {}
         cache = detail.get("total_inactive_file", detail.get("inactive_file", 0))  # cgroup v1, v2
         used = sample["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9
