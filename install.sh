@@ -41,7 +41,8 @@ What to choose (kept in /etc/appliance/appliance.toml, where it can be changed l
   --names A,B         further names or addresses by which clients reach it
   --data-dir DIR      where data is kept (/var/lib/appliance); choose it at the first run
 Every other key of that file can be given as a variable: APPLIANCE_NETWORK_POOL=10.99.0.0/16 ./install.sh
-APPLIANCE_PREFIX is where the program goes (/opt/appliance), APPLIANCE_CONFIG is another configuration file.
+APPLIANCE_PREFIX is where the program goes (/opt/appliance), APPLIANCE_CONFIG is another configuration file;
+with APPLIANCE_NO_SYSTEMD=1 everything is started in the background even where systemd runs.
 TEXT
 }
 
@@ -113,7 +114,7 @@ watch_for_failures() {
 # -- the machine --------------------------------------------------------------------------------------------------------
 
 have() { command -v "$1" >/dev/null 2>&1; }
-systemd_runs() { [[ -d /run/systemd/system ]]; }
+systemd_runs() { [[ -z ${APPLIANCE_NO_SYSTEMD:-} && -d /run/systemd/system ]]; }
 engine_answers() { have docker && timeout 20 docker info >/dev/null 2>&1; }
 
 check_machine() {
@@ -271,7 +272,7 @@ read_configuration() {
     [[ $key == "#"* ]] || printf -v "${key^^}" %s "$value"
   done <"$STATE/configuration"
   for key in $(compgen -e APPLIANCE_); do
-    case $key in APPLIANCE_CONFIG | APPLIANCE_PREFIX | APPLIANCE_BIN_DIR) ;; *) unset "$key" ;; esac
+    case $key in APPLIANCE_CONFIG | APPLIANCE_PREFIX | APPLIANCE_BIN_DIR | APPLIANCE_NO_SYSTEMD) ;; *) unset "$key" ;; esac
   done
   export APPLIANCE_CONFIG=$CONFIG
 }
@@ -700,7 +701,8 @@ purge() {
   [[ -e $DATA_DIR/appliance.db || -z $(ls -A "$DATA_DIR" 2>/dev/null) ]] ||
     die "$DATA_DIR holds no database of Appliance; it is left alone." "Remove it by hand if you are sure."
   if engine_answers; then
-    docker images -q 'appliance/*' | sort -u | xargs -r docker rmi -f
+    # Not by force: an image that another installation's container uses stays.
+    docker images --format '{{.Repository}}:{{.Tag}}' 'appliance/*' | xargs -r docker rmi || true
   fi
   rm -rf --one-file-system "${DATA_DIR:?}" "$CONFIG"
   if [[ $SERVICE_USER == appliance ]]; then userdel "$SERVICE_USER" || true; fi
@@ -730,6 +732,7 @@ need() { (($# > 1)) && [[ -n $2 ]] || die "$1 needs a value." "./install.sh --he
 
 main() {
   WISH=install_all WISH_TOUR=once PURGE="" TOUR=""
+  PATH=$PATH:/usr/sbin:/sbin # `su` without a dash leaves them out
   watch_for_failures
   while (($#)); do
     case $1 in

@@ -84,10 +84,11 @@ class Machine:
     @property
     def environment(self) -> dict[str, str]:
         own = {
-            "PATH": f"{self.root}/stub:{os.environ['PATH']}:/usr/sbin:/sbin",
+            "PATH": f"{self.root}/stub:{os.environ['PATH']}",
             "APPLIANCE_PREFIX": str(self.root / "opt"),
             "APPLIANCE_CONFIG": str(self.root / "etc/appliance.toml"),
             "APPLIANCE_BIN_DIR": str(self.root / "bin"),
+            "APPLIANCE_NO_SYSTEMD": "1",  # the machine's own units are not under test
         }
         kept = {name: value for name, value in os.environ.items() if not name.startswith("APPLIANCE_")}
         return {**kept, **own}
@@ -257,6 +258,20 @@ def test_uninstall_keeps_data_logs_and_configuration(machine: Machine) -> None:
     assert (machine.root / "data").is_dir()
     assert (machine.root / "etc/appliance.toml").exists()
     assert ports.find_listener(machine.https_port) is None
+
+
+def test_purge_removes_data_as_well_but_no_folder_that_is_not_ours(machine: Machine) -> None:
+    machine.install("--no-tour", **machine.first)
+    (machine.root / "data/somebody-elses").touch()
+
+    refused = machine.install("--uninstall", "--purge")
+    (machine.root / "data/appliance.db").touch()
+    done = machine.install("--uninstall", "--purge")
+
+    assert refused.returncode == 1
+    assert "holds no database of Appliance; it is left alone." in refused.stdout
+    assert done.returncode == 0, machine.told(done)
+    assert not any((machine.root / name).exists() for name in ("data", "log", "etc", "opt", "run"))
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
