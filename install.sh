@@ -321,7 +321,8 @@ build_assets() {
   node_in "$scratch/node"
   mkdir -p "$scratch/assets"
   cp "$CHECKOUT/package.json" "$CHECKOUT/package-lock.json" "$scratch/assets/"
-  (cd "$scratch/assets" && npm ci --ignore-scripts --no-audit --no-fund) ||
+  # Node brings its own certificates; a mirror or proxy of this network is known to the system's.
+  (cd "$scratch/assets" && NODE_EXTRA_CA_CERTS=${NODE_EXTRA_CA_CERTS:-/etc/ssl/certs/ca-certificates.crt} npm ci --ignore-scripts --no-audit --no-fund) ||
     die "npm cannot fetch the front-end assets." "Check the network and npm's registry setting."
   rm -rf "$target.new" && mkdir -p "$target.new"
   "$(find_python)" - "$scratch/assets" "$target.new" <<'PYTHON'
@@ -416,9 +417,12 @@ start_engine() {
 
 # start_dockerd LOG PIDFILE: in the background. A dockerd that was killed leaves a pid file, which stops the next one from starting.
 start_dockerd() {
-  local old
-  old=$(cat /var/run/docker.pid 2>/dev/null || true)
-  if [[ -n $old ]] && ! grep -qs dockerd "/proc/$old/cmdline"; then rm -f /var/run/docker.pid; fi
+  local file old
+  # A killed engine leaves pid files, and a number may by now be another's or a zombie's: it would wait for that one.
+  for file in /var/run/docker.pid /var/run/docker/containerd/containerd.pid; do
+    old=$(cat "$file" 2>/dev/null || true)
+    if [[ -n $old ]] && ! grep -qsE 'dockerd|containerd' "/proc/$old/cmdline"; then rm -f "$file"; fi
+  done
   background "$1" "$2" dockerd
 }
 
