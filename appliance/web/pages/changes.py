@@ -1,21 +1,24 @@
 """What makes an open page look again: one stream of server-sent events for each kind of page.
 
-What this keeps true: an event says only *that* something changed; the page then asks for itself anew with its own
-rights. A stream looks after commits alone (see web/live.py), and ends with the account that opened it.
+What this keeps true: an event says only *that* something changed; the page then asks for itself anew, with its own rights.
+The page carries a digest of what it showed, so nothing that happens between its making and the stream's opening is
+missed. A stream looks after commits alone (see web/live.py), and ends with the account that opened it.
 
 Why not the new content itself: the same template would have to be rendered for every reader of every change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
-from litestar.params import FromPath
+from litestar.params import FromPath, QueryParameter
 from litestar.response import Stream
 
 from appliance import deployments, events, projects, runs
 from appliance.db import Reader
+from appliance.errors import NotFound
 from appliance.records import Actor
 from appliance.states import RUN_FINAL
 from appliance.web import live
@@ -25,63 +28,72 @@ from appliance.web.routes import get
 
 _KNOWN = 50
 Seen = tuple[Any, bool]
-"""What a page shows, in a form that can be compared, and whether it will never change again."""
+"""Records that a page shows, and whether they will never change again."""
+SeenDigest = Annotated[str, QueryParameter(name="seen", description="What the page showed when it was made.")]
 
 
-@get("/changes/run/{run:str}", include_in_schema=False)
-async def of_run(request: AnyRequest, run: FromPath[str]) -> Stream:
-    def look(r: Reader, actor: Actor) -> Seen:
-        found = runs.get_run(r, actor, run)
-        return found, found.state in RUN_FINAL
-
-    return await _changes(request, look)
+def _run(r: Reader, actor: Actor, run_id: str) -> Seen:
+    found = runs.get_run(r, actor, run_id)
+    return found, found.state in RUN_FINAL
 
 
-@get("/changes/project/{project:str}", include_in_schema=False)
-async def of_project(request: AnyRequest, project: FromPath[str]) -> Stream:
-    def look(r: Reader, actor: Actor) -> Seen:
-        found = projects.get_project(r, actor, project)
-        newest = runs.list_runs(r, actor, project_id=found.id, limit=_KNOWN).items
-        serving = deployments.list_deployments(r, actor, project_id=found.id, limit=_KNOWN).items
-        return (events.list_events(r, project_id=found.id, limit=1), newest, serving), False
-
-    return await _changes(request, look)
+def _project(r: Reader, actor: Actor, project_id: str) -> Seen:
+    found = projects.get_project(r, actor, project_id)
+    newest = runs.list_runs(r, actor, project_id=found.id, limit=_KNOWN).items
+    serving = deployments.list_deployments(r, actor, project_id=found.id, limit=_KNOWN).items
+    return (events.list_events(r, project_id=found.id, limit=1), newest, serving), False
 
 
-@get("/changes/projects", include_in_schema=False)
-async def of_projects(request: AnyRequest) -> Stream:
-    def look(r: Reader, actor: Actor) -> Seen:
-        newest = runs.list_runs(r, actor, limit=_KNOWN).items
-        return (projects.list_projects(r, actor), [(run.id, run.state) for run in newest]), False
-
-    return await _changes(request, look)
+def _projects(r: Reader, actor: Actor, _: str) -> Seen:
+    newest = runs.list_runs(r, actor, limit=_KNOWN).items
+    listed = projects.list_projects(r, actor).items
+    return (listed, [(run.id, run.state) for run in newest]), False
 
 
-@get("/changes/deployment/{deployment:str}", include_in_schema=False)
-async def of_deployment(request: AnyRequest, deployment: FromPath[str]) -> Stream:
-    def look(r: Reader, actor: Actor) -> Seen:
-        found = deployments.get_deployment(r, actor, deployment)
-        history = deployments.history(r, actor, deployment, limit=_KNOWN)
-        return (found, history, deployments.replicas(r, actor, deployment)), False
-
-    return await _changes(request, look)
+def _deployment(r: Reader, actor: Actor, deployment_id: str) -> Seen:
+    found = deployments.get_deployment(r, actor, deployment_id)
+    history = deployments.history(r, actor, found.id, limit=_KNOWN).items
+    return (found, history, deployments.replicas(r, actor, found.id)), False
 
 
-async def _changes(request: AnyRequest, look: Callable[[Reader, Actor], Seen]) -> Stream:
-    """An event `changed` whenever `look` sees something else than before; `over` after the last one."""
+LOOKS: Mapping[str, Callable[[Reader, Actor, str], Seen]] = {
+    "run": _run,
+    "project": _project,
+    "projects": _projects,
+    "deployment": _deployment,
+}
+
+
+def address(r: Reader, actor: Actor, kind: str, thing_id: str = "all") -> str | None:
+    """Where the page listens for changes of what it shows at this moment; None when there will be none."""
+    seen, is_over = LOOKS[kind](r, actor, thing_id)
+    return None if is_over else f"/changes/{kind}/{thing_id}?seen={digest(seen)}"
+
+
+def digest(seen: Any) -> str:
+    """Records are frozen and made of plain values, so equal ones have equal texts."""
+    return hashlib.blake2b(repr(seen).encode("utf-8", "backslashreplace"), digest_size=12).hexdigest()
+
+
+@get("/changes/{kind:str}/{thing:str}", include_in_schema=False)
+async def changes(request: AnyRequest, kind: FromPath[str], thing: FromPath[str], seen: SeenDigest = "") -> Stream:
+    """An event `changed` whenever something else is to be seen than before; `over` after the last one."""
     house, actor = who(request)
-    before: list[Any] = []
+    look = LOOKS.get(kind)
+    if look is None:
+        raise NotFound(f"There are no changes of {kind[:40]!r}.")
+    before = [seen]
 
     def events_since() -> live.Found:
         with house.db.read() as r:
             live.insist(r, actor)
-            seen, is_over = look(r, actor)
-        is_news = bool(before) and before[0] != seen
-        before[:] = [seen]
-        news: list[live.Event] = [("changed", {})] if is_news else []
+            found, is_over = look(r, actor, thing)
+        now = digest(found)
+        news: list[live.Event] = [("changed", {})] if before[0] not in ("", now) else []
+        before[0] = now
         return ([*news, ("over", {})] if is_over else news), is_over
 
     return await live.answer(request, events_since)
 
 
-HANDLERS = [of_run, of_project, of_projects, of_deployment]
+HANDLERS = [changes]

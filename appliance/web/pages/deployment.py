@@ -21,7 +21,7 @@ from appliance.web import asking
 from appliance.web.auth import who
 from appliance.web.errors import AnyRequest
 from appliance.web.house import House
-from appliance.web.pages import trying
+from appliance.web.pages import changes, trying
 from appliance.web.pages.view import go, is_partial, page
 from appliance.web.routes import get, post
 
@@ -200,6 +200,7 @@ def _page(
         keys = [key for key in deployments.list_keys(r, actor, found.id) if key.revoked_at is None]
         goes = deployments.removal(r, actor, found.id)
         versions = _versions(r, actor, found)
+        listen = changes.address(r, actor, "deployment", found.id)
     there = [each for each in replicas if each.seen is not Seen.REMOVED]
     watched = instance if instance in {each.id for each in replicas} else (there[-1].id if there else None)
     return page(
@@ -215,6 +216,7 @@ def _page(
         keys=keys,
         secret=secret,
         removal=goes,
+        changes=listen,
         versions=versions,
         watched=watched,
         lines=[(line.number, printable(line.text)) for line in _lines(house, watched)] if tab == "log" else [],

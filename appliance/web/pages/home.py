@@ -16,6 +16,7 @@ from appliance.records import Actor, Event, Project, Run
 from appliance.states import RUN_FINAL
 from appliance.web.auth import who
 from appliance.web.errors import AnyRequest
+from appliance.web.pages import changes
 from appliance.web.pages.view import go, page
 from appliance.web.params import After
 from appliance.web.render import base_url
@@ -44,7 +45,10 @@ def home(request: AnyRequest, after: After = None) -> Response[Any]:
     with house.db.read() as r:
         found = projects.list_projects(r, actor, after=after, limit=50)
         lines = [_line(r, actor, each) for each in found.items]
-    return page(request, "home.html", lines=lines, next_page=found.next_page, url=base_url(house.config))
+        listen = changes.address(r, actor, "projects")
+    return page(
+        request, "home.html", lines=lines, next_page=found.next_page, url=base_url(house.config), changes=listen
+    )
 
 
 @post("/projects", include_in_schema=False)

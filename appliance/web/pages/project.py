@@ -18,6 +18,7 @@ from appliance.runs.verbs import FOLDER
 from appliance.web.auth import who
 from appliance.web.errors import AnyRequest
 from appliance.web.house import House
+from appliance.web.pages import changes
 from appliance.web.pages.view import go, page
 from appliance.web.params import After
 from appliance.web.render import base_url
@@ -43,12 +44,21 @@ def overview(request: AnyRequest, project: FromPath[str]) -> Response[Any]:
     house, actor = who(request)
     with house.db.read() as r:
         found = projects.get_project(r, actor, project)
+        listen = changes.address(r, actor, "project", found.id)
         newest = runs.list_runs(r, actor, project_id=found.id, limit=5).items
         happened = events.list_events(r, project_id=found.id, limit=12)
         names = workflow_names(r, actor, found.id)
         serving = deployments.list_deployments(r, actor, project_id=found.id, limit=5).items
     shown = {"runs": newest, "events": happened, "workflow_names": names, "deployments": serving}
-    return _tab(request, found, "overview", commits=commits_of(house.repos, found.id), **_urls(house, found), **shown)
+    return _tab(
+        request,
+        found,
+        "overview",
+        commits=commits_of(house.repos, found.id),
+        changes=listen,
+        **_urls(house, found),
+        **shown,
+    )
 
 
 @get("/projects/{project:str}/workflows", include_in_schema=False)
@@ -56,11 +66,12 @@ def show_workflows(request: AnyRequest, project: FromPath[str], after: After = N
     house, actor = who(request)
     with house.db.read() as r:
         found = projects.get_project(r, actor, project)
+        listen = changes.address(r, actor, "project", found.id)
         listed = runs.list_runs(r, actor, project_id=found.id, after=after, limit=30)
         names = workflow_names(r, actor, found.id)
     files, problem = _files(house.repos, found.id)
     shown = {"runs": listed.items, "next_page": listed.next_page, "workflow_names": names, "problem": problem}
-    return _tab(request, found, "workflows", files=files, folder=FOLDER, **_urls(house, found), **shown)
+    return _tab(request, found, "workflows", files=files, folder=FOLDER, changes=listen, **_urls(house, found), **shown)
 
 
 @get("/projects/{project:str}/models", include_in_schema=False)
@@ -77,11 +88,12 @@ def show_deployments(request: AnyRequest, project: FromPath[str], after: After =
     house, actor = who(request)
     with house.db.read() as r:
         found = projects.get_project(r, actor, project)
+        listen = changes.address(r, actor, "project", found.id)
         listed = deployments.list_deployments(r, actor, project_id=found.id, after=after)
         served = models.list_models(r, actor, project_id=found.id, limit=100).items
     urls = {each.id: deployments.url(house.config, each) for each in listed.items}
     shown = {"deployments": listed.items, "next_page": listed.next_page, "urls": urls, "models": served}
-    return _tab(request, found, "deployments", **shown)
+    return _tab(request, found, "deployments", changes=listen, **shown)
 
 
 @get("/projects/{project:str}/data", include_in_schema=False)

@@ -20,6 +20,7 @@ from appliance.runtime.logs import LogStore, printable
 from appliance.states import JOB_FINAL, RUN_FINAL, JobState
 from appliance.web.auth import who
 from appliance.web.errors import AnyRequest
+from appliance.web.pages import changes
 from appliance.web.pages.graph import HEIGHT, WIDTH, layout
 from appliance.web.pages.project import run_url
 from appliance.web.pages.view import go, page
@@ -58,6 +59,7 @@ def show(
         chosen = _chosen(run, job)
         outputs = [_output(r, name, value) for name, value in chosen.outputs.items()] if chosen else []
         goes = runs.removal(r, actor, run.id)
+        listen = changes.address(r, actor, "run", run.id)
     return page(
         request,
         "run/run.html",
@@ -74,6 +76,7 @@ def show(
         inputs=_inputs(run, chosen) if chosen else {},
         outputs=outputs,
         removal=goes,
+        changes=listen,
         url=run_url(found, made_by.name, run),
     )
 

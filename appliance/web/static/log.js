@@ -42,24 +42,34 @@ class Log {
     this.count = bar.querySelector("[data-log-count]");
     box.addEventListener("scroll", () => this.scrolled(), { passive: true });
     this.follow.addEventListener("change", () => this.plan());
+    document.addEventListener("visibilitychange", () => (document.hidden ? this.close() : this.listen()));
+    addEventListener("pagehide", () => this.close());
+    this.plan();
     this.listen();
   }
 
+  close() {
+    clearTimeout(this.again);
+    if (this.source) this.source.close();
+    this.source = null;
+  }
+
   listen() {
+    this.close();
+    if (this.over || document.hidden) return;
     const address = new URL(this.box.dataset.log, location.href);
     address.searchParams.set("after", this.last);
     const source = new EventSource(address);
+    this.source = source;
     source.addEventListener("line", (event) => this.add(JSON.parse(event.data)));
     source.addEventListener("end", (event) => {
-      source.close();
+      this.close();
       this.end(JSON.parse(event.data));
     });
     source.onerror = () => {
-      source.close();
-      clearTimeout(this.again);
+      this.close();
       this.again = setTimeout(() => this.listen(), 2000);
     };
-    addEventListener("pagehide", () => source.close(), { once: true });
   }
 
   add(line) {

@@ -103,6 +103,43 @@ document.addEventListener("toggle", (event) => {
   }
 }, true);
 
+// A page that lives: told that something changed, it asks for itself anew (htmx does) and swaps the part with the id `live`.
+// A hidden tab listens to nothing, and looks once when it is seen again: browsers allow few connections to one server.
+const watch = (box) => {
+  let source = null;
+  let again = 0;
+  let isOver = false;
+  const look = () => {
+    const part = document.getElementById("live");
+    if (part) window.htmx.trigger(part, "changed");
+  };
+  const close = () => {
+    clearTimeout(again);
+    if (source) source.close();
+    source = null;
+  };
+  const open = () => {
+    close();
+    if (isOver || document.hidden) return;
+    source = new EventSource(box.dataset.changes);
+    source.addEventListener("changed", look);
+    source.addEventListener("over", () => {
+      isOver = true;
+      close();
+      look();
+    });
+    source.addEventListener("end", close);
+    source.onerror = () => {
+      close();
+      again = setTimeout(open, 5000);
+    };
+  };
+  document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
+  addEventListener("pagehide", close);
+  open();
+};
+for (const box of document.querySelectorAll("[data-changes]")) watch(box);
+
 // The same words as view.py's `ago` and `duration`.
 const ago = (at) => {
   const seconds = (Date.now() - at) / 1000;
