@@ -400,7 +400,7 @@ class DockerEngine:
     def _stats_of(self, container_id: str, sample: Mapping[str, Any]) -> Stats | None:
         memory = sample.get("memory_stats") or {}
         if "usage" not in memory:
-            return None  # it does not run
+            return None  # it does not run, or containerd found no cgroup to measure
         detail = memory.get("stats") or {}
         cache = detail.get("total_inactive_file", detail.get("inactive_file", 0))  # cgroup v1, v2
         used = sample["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9

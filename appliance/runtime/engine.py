@@ -153,7 +153,7 @@ class Engine(Protocol):
         ...
 
     def stats(self, container_id: str) -> Stats | None:
-        """What it uses now; None when it does not run."""
+        """What it uses now; None when it does not run, or the engine cannot measure it."""
         ...
 
     def exec(self, container_id: str, command: tuple[str, ...], timeout_s: float = 10.0) -> tuple[int, str]:
