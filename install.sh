@@ -539,7 +539,11 @@ process_runs() {
   if systemd_runs; then systemctl --quiet is-active "$(unit_of "$1")"; else alive "$RUN_DIR/$1.pid" "$(word_of "$1")"; fi
 }
 
+# The gateway has become nginx; until then, workers of a killed one may still answer, and are about to be ended.
+door_stands() { systemd_runs || alive "$RUN_DIR/gateway.pid" nginx.conf; }
+
 healthy() {
+  door_stands || return 1
   "$PREFIX/venv/bin/python" -c 'import sys, urllib.request as u
 u.build_opener(u.ProxyHandler({})).open(sys.argv[1], timeout=3)' "http://127.0.0.1:$HTTP_PORT/health" >/dev/null 2>&1
 }
@@ -547,8 +551,7 @@ u.build_opener(u.ProxyHandler({})).open(sys.argv[1], timeout=3)' "http://127.0.0
 healthy_or_ended() { healthy || ! process_runs run || ! process_runs gateway; }
 
 wait_for_health() {
-  wait_for 5 healthy || wait_for 55 healthy_or_ended || true
-  ! healthy || return 0
+  if wait_for 5 healthy || { wait_for 55 healthy_or_ended && healthy; }; then return 0; fi
   if systemd_runs; then journalctl --no-pager -n 20 -u appliance -u appliance-gateway; else tail -n 20 -v "$LOG_DIR"/{run,gateway}.log; fi
   "$PREFIX/venv/bin/applianced" doctor || true
   die "The daemon does not answer at http://127.0.0.1:$HTTP_PORT/health." \
