@@ -8,7 +8,7 @@ The floors, from the cellar up; a module imports only from below, and modules on
 (`lint-imports` holds it, see pyproject.toml):
 
     6  daemon                                          builds one of everything and starts the loops: `applianced`
-    5  web | tour | cli                                the doors; `appliance` (cli) is a client and nothing else
+    5  web | cli, over tour                            the doors; `appliance` (cli) is a client and nothing else
        client                                          the SDK: the same verbs over HTTP
     4  scheduler | reconcile | janitor | gateway | doctor    the loops, and who looks after the machine
     3  removal, over pushes, over runs, over deployments     the work: a push starts runs, a run may deploy

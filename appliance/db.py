@@ -199,6 +199,7 @@ class Database:
         """A consistent copy at `target`, which must not exist."""
         connection = _connect(self.path, read_only=True)
         try:
+            connection.execute("PRAGMA query_only=0")  # the copy is a write, though not of this file
             connection.execute("VACUUM INTO ?", (str(target),))
         finally:
             connection.close()

@@ -94,7 +94,7 @@ CREATE INDEX events_project ON events (project_id, id);
 
 CREATE TABLE users (
   id TEXT PRIMARY KEY, email TEXT NOT NULL UNIQUE, password TEXT, role TEXT NOT NULL CHECK (role IN ('admin', 'member')),
-  created_at TEXT NOT NULL, disabled_at TEXT, failures INTEGER NOT NULL DEFAULT 0, locked_until TEXT) STRICT;
+  created_at TEXT NOT NULL, disabled_at TEXT) STRICT;
 
 CREATE TABLE sessions (
   token_hash TEXT PRIMARY KEY, user_id TEXT NOT NULL REFERENCES users ON DELETE CASCADE, created_at TEXT NOT NULL,

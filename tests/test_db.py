@@ -127,6 +127,19 @@ def test_a_refused_statement_is_an_error_of_ours(db: Database) -> None:
     assert count(db) == 0
 
 
+def test_a_backup_is_a_whole_copy_made_beside_the_writer(db: Database, tmp_path: Path) -> None:
+    with db.write() as tx:
+        tx.insert("settings", {"name": "t-1", "value": "x"})
+
+    db.backup(tmp_path / "copy.db")
+
+    copy = open_database(tmp_path / "copy.db")
+    try:
+        assert count(copy) == 1
+    finally:
+        copy.close()
+
+
 def test_readers_cannot_write(db: Database) -> None:
     with pytest.raises(ApplianceError), db.read() as reader:
         reader.all("DELETE FROM settings")
