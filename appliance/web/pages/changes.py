@@ -18,7 +18,6 @@ from litestar.response import Stream
 
 from appliance import deployments, events, projects, runs
 from appliance.db import Reader
-from appliance.errors import NotFound
 from appliance.records import Actor
 from appliance.states import RUN_FINAL
 from appliance.web import live
@@ -56,18 +55,15 @@ def _deployment(r: Reader, actor: Actor, deployment_id: str) -> Seen:
     return (found, history, deployments.replicas(r, actor, found.id)), False
 
 
-LOOKS: Mapping[str, Callable[[Reader, Actor, str], Seen]] = {
-    "run": _run,
-    "project": _project,
-    "projects": _projects,
-    "deployment": _deployment,
-}
+Look = Callable[[Reader, Actor, str], Seen]
+LOOKS: Mapping[str, Look] = {"run": _run, "project": _project, "projects": _projects, "deployment": _deployment}
 
 
-def address(r: Reader, actor: Actor, kind: str, thing_id: str = "all") -> str | None:
+def address(r: Reader, actor: Actor, kind: str, thing_id: str = "") -> str | None:
     """Where the page listens for changes of what it shows at this moment; None when there will be none."""
     seen, is_over = LOOKS[kind](r, actor, thing_id)
-    return None if is_over else f"/changes/{kind}/{thing_id}?seen={digest(seen)}"
+    place = f"{kind}/{thing_id}" if thing_id else kind
+    return None if is_over else f"/changes/{place}?seen={digest(seen)}"
 
 
 def digest(seen: Any) -> str:
@@ -75,13 +71,29 @@ def digest(seen: Any) -> str:
     return hashlib.blake2b(repr(seen).encode("utf-8", "backslashreplace"), digest_size=12).hexdigest()
 
 
-@get("/changes/{kind:str}/{thing:str}", include_in_schema=False)
-async def changes(request: AnyRequest, kind: FromPath[str], thing: FromPath[str], seen: SeenDigest = "") -> Stream:
+@get("/changes/run/{run:str}", include_in_schema=False)
+async def of_run(request: AnyRequest, run: FromPath[str], seen: SeenDigest = "") -> Stream:
+    return await _changes(request, _run, run, seen)
+
+
+@get("/changes/project/{project:str}", include_in_schema=False)
+async def of_project(request: AnyRequest, project: FromPath[str], seen: SeenDigest = "") -> Stream:
+    return await _changes(request, _project, project, seen)
+
+
+@get("/changes/projects", include_in_schema=False)
+async def of_projects(request: AnyRequest, seen: SeenDigest = "") -> Stream:
+    return await _changes(request, _projects, "", seen)
+
+
+@get("/changes/deployment/{deployment:str}", include_in_schema=False)
+async def of_deployment(request: AnyRequest, deployment: FromPath[str], seen: SeenDigest = "") -> Stream:
+    return await _changes(request, _deployment, deployment, seen)
+
+
+async def _changes(request: AnyRequest, look: Look, thing: str, seen: str) -> Stream:
     """An event `changed` whenever something else is to be seen than before; `over` after the last one."""
     house, actor = who(request)
-    look = LOOKS.get(kind)
-    if look is None:
-        raise NotFound(f"There are no changes of {kind[:40]!r}.")
     before = [seen]
 
     def events_since() -> live.Found:
@@ -96,4 +108,4 @@ async def changes(request: AnyRequest, kind: FromPath[str], thing: FromPath[str]
     return await live.answer(request, events_since)
 
 
-HANDLERS = [changes]
+HANDLERS = [of_run, of_project, of_projects, of_deployment]

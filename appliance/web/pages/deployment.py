@@ -155,7 +155,7 @@ def raw_log(request: AnyRequest, deployment: FromPath[str], instance: Instance =
             after = lines[-1].number
             yield "".join(f"{printable(line.text)}\n" for line in lines).encode()
 
-    return Stream(text(), media_type="text/plain; charset=utf-8")
+    return Stream(text(), media_type="text/plain")
 
 
 def replica_state(found: Container) -> str:

@@ -8,8 +8,9 @@ Why on the server: jobs are few, and a page whose picture needs no script is the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 
 WIDTH, HEIGHT = 176, 46
 GAP_X, GAP_Y, EDGE = 52, 16, 4
@@ -34,9 +35,13 @@ class Graph:
 
 def layout(needs: Mapping[str, Sequence[str]]) -> Graph:
     """`needs` maps each job to those it needs, without a cycle; needs of unknown jobs are passed over."""
-    direct = {name: _direct(needs, name) for name in needs}
-    depths = {name: _depth(direct, name) for name in needs}
+    known = {name: [each for each in before if each in needs] for name, before in needs.items()}
+    above: dict[str, set[str]] = {}
     columns: dict[int, list[str]] = {}
+    depths: dict[str, int] = {}
+    for name in TopologicalSorter(known).static_order():
+        above[name] = set(known[name]).union(*(above[each] for each in known[name]))
+        depths[name] = 1 + max((depths[each] for each in known[name]), default=-1)
     for name in needs:
         columns.setdefault(depths[name], []).append(name)
     tallest = max((len(column) for column in columns.values()), default=0)
@@ -45,10 +50,17 @@ def layout(needs: Mapping[str, Sequence[str]]) -> Graph:
         for depth, column in columns.items()
         for row, name in enumerate(column)
     }
-    arrows = [_arrow(boxes[before], boxes[name]) for name in needs for before in direct[name]]
+    # An arrow is left out where another of the job's needs waits for the same one anyway.
+    drawn = [
+        (each, name)
+        for name, before in known.items()
+        for each in before
+        if not any(each in above[other] for other in before)
+    ]
     width = max(1, len(columns)) * (WIDTH + GAP_X) - GAP_X + 2 * EDGE
     height = max(1, tallest) * (HEIGHT + GAP_Y) - GAP_Y + 2 * EDGE
-    return Graph(tuple(boxes[name] for name in needs), tuple(arrows), width, height)
+    arrows = tuple(_arrow(boxes[start], boxes[end]) for start, end in drawn)
+    return Graph(tuple(boxes[name] for name in needs), arrows, width, height)
 
 
 def _box(name: str, depth: int, row: int, rows: int, tallest: int) -> Box:
@@ -61,24 +73,3 @@ def _arrow(start: Box, end: Box) -> str:
     x2, y2 = end.x - 5, end.y + HEIGHT // 2
     bend = max(20, (x2 - x1) // 2)
     return f"M{x1} {y1} C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}"
-
-
-def _direct(needs: Mapping[str, Sequence[str]], name: str) -> list[str]:
-    """What `name` needs, less what one of its other needs waits for anyway."""
-    own = [each for each in needs[name] if each in needs]
-    return [each for each in own if not any(each in _above(needs, other) for other in own if other != each)]
-
-
-def _above(needs: Mapping[str, Sequence[str]], name: str) -> set[str]:
-    found: set[str] = set()
-    left = list(needs[name])
-    while left:
-        each = left.pop()
-        if each in needs and each not in found:
-            found.add(each)
-            left += needs[each]
-    return found
-
-
-def _depth(direct: Mapping[str, Iterable[str]], name: str) -> int:
-    return 1 + max((_depth(direct, each) for each in direct[name]), default=-1)

@@ -144,7 +144,7 @@ def raw_log(
     with house.db.read() as r:
         _, _, run = _find(r, actor, project, workflow, number)
         key = runs.log_of(r, actor, run.id, job)
-    return Stream(_text(house.logs, key), media_type="text/plain; charset=utf-8")
+    return Stream(_text(house.logs, key), media_type="text/plain")
 
 
 async def _text(logs: LogStore, key: str | None) -> AsyncIterator[bytes]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Response
-from litestar.params import FromPath, URLEncodedBody
+from litestar.params import FromPath, QueryParameter, URLEncodedBody
 
 from appliance import accounts, containers, deployments, leases, machine, projects, runs
 from appliance.db import Reader
@@ -19,6 +19,7 @@ from appliance.web.pages.view import go, is_partial, page
 from appliance.web.render import base_url, link
 from appliance.web.routes import get, post
 
+Doctor = Annotated[bool, QueryParameter(name="doctor")]
 TABS = ("members", "keys", "machine")
 
 
@@ -112,13 +113,14 @@ def revoke_key(request: AnyRequest, key: FromPath[str], data: URLEncodedBody[Not
 
 
 @get("/settings/machine", include_in_schema=False)
-def show_machine(request: AnyRequest) -> Response[Any]:
+def show_machine(request: AnyRequest, doctor: Doctor = False) -> Response[Any]:
+    """With `doctor` an admin sees its findings, which take seconds; the page asks for them once it is there."""
     house, actor = who(request)
     with house.db.read() as r:
         kinds = machine.machine_types(r)
         held = leases.held(r)
         holders = [(lease, *_holder(r, actor, lease)) for lease in leases.list_open(r)]
-    findings = house.doctor() if actor.is_admin else []
+    findings = house.doctor() if doctor and actor.is_admin else None
     has = {"cpus": machine.cores(), "shares": machine.cores() * machine.CPU_SHARES, "memory": machine.memory_mib()}
     shown = {"has": has, "usage": house.store.usage(), "cards": list(house.cards()), "findings": findings}
     return _tab(request, "machine", kinds=kinds, held=held, holders=holders, **shown)

@@ -20,10 +20,10 @@ from appliance.web.routes import get
 
 FOLDER = Path(__file__).parent.parent / "static"
 _TYPES = {
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css",
+    ".js": "text/javascript",
     ".svg": "image/svg+xml",
-    ".txt": "text/plain; charset=utf-8",
+    ".txt": "text/plain",
 }
 _FOR_EVER = "public, max-age=31536000, immutable"
 

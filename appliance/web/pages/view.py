@@ -9,6 +9,7 @@ without an application.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -25,7 +26,6 @@ from appliance.web.auth import find_actor
 from appliance.web.errors import AnyRequest
 from appliance.web.pages.static import address
 
-HTML = "text/html; charset=utf-8"
 _TONES = {
     "succeeded": "good",
     "serving": "good",
@@ -42,6 +42,7 @@ _TONES = {
     "waiting": "warn",
     "admin": "accent",
 }
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HEADLINES = {
     400: "That did not work",
     401: "Sign in first",
@@ -106,8 +107,9 @@ def tone(state: object) -> str:
 
 
 def branch(ref: str | None) -> str:
-    """`refs/heads/main` as people say it."""
-    return (ref or "").removeprefix("refs/heads/").removeprefix("refs/tags/")
+    """`refs/heads/main` as people say it; of a commit its beginning."""
+    short = (ref or "").removeprefix("refs/heads/").removeprefix("refs/tags/")
+    return short[:8] if _COMMIT.fullmatch(short) else short
 
 
 def plural(count: int, noun: str) -> str:
@@ -153,7 +155,7 @@ def page(request: AnyRequest, template: str, *, status: int = 200, **values: Any
     """The template as an answer; it knows who is signed in and where it is."""
     known = {"actor": find_actor(request), "path": request.scope["path"], "here": _here(request)}
     text = _ENVIRONMENT.get_template(template).render(**known, **values)
-    return Response(text, status_code=status, media_type=HTML)
+    return Response(text, status_code=status, media_type=MediaType.HTML)
 
 
 def is_partial(request: AnyRequest) -> bool:
@@ -186,7 +188,7 @@ def error_page(request: AnyRequest, status: int, code: str, message: str) -> Res
     shown: dict[str, Any] = {**values, "headline": _HEADLINES.get(status, "Something went wrong")}
     known = {"actor": find_actor(request), "path": request.scope["path"], "here": _here(request)}
     return Response(
-        _ENVIRONMENT.get_template("error.html").render(**known, **shown), status_code=status, media_type=HTML
+        _ENVIRONMENT.get_template("error.html").render(**known, **shown), status_code=status, media_type=MediaType.HTML
     )
 
 

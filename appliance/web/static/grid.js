@@ -13,6 +13,13 @@ for (const grid of document.querySelectorAll("[data-grid]")) {
     const data = JSON.stringify(values).replaceAll(",", ", ");
     text.value = text.value.replace(/("data":\s*)\[[^\]]*\]/, `$1${data}`);
   };
+  const read = () => {
+    try {
+      const data = JSON.parse(text.value).inputs[0].data.flat();
+      if (data.length === values.length) data.forEach((value, at) => { values[at] = Number(value) || 0; });
+    } catch { return; }
+    show();
+  };
   const paint = (event) => {
     const at = cells.indexOf(document.elementFromPoint(event.clientX, event.clientY));
     if (at < 0) return;
@@ -36,4 +43,6 @@ for (const grid of document.querySelectorAll("[data-grid]")) {
     show();
     write();
   });
+  text.addEventListener("input", read);
+  read();
 }
