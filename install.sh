@@ -595,15 +595,17 @@ take_tour() {
 }
 
 summary() {
-  local urls link
+  local urls link fingerprint
   urls=$("$PREFIX/venv/bin/python" -c 'from appliance import config; print(*config.load().dashboard_urls(), sep="\n                 ")')
   link=$("$PREFIX/venv/bin/applianced" admin setup-link 2>/dev/null) || link=""
+  fingerprint=$("$PREFIX/venv/bin/applianced" fingerprint 2>/dev/null | sed 's/\(.\{48\}\)/\1\n                 /') || fingerprint="see applianced fingerprint"
   say ""
   say "Appliance runs."
   say "  Dashboard      $urls"
   say "  First admin    ${link:-sign in with your account}"
   say "  Certificates   https://… uses this server's own authority; fetch it from http://127.0.0.1:$HTTP_PORT/ca.crt,"
-  say "                 or let \`appliance login URL\` show its fingerprint and trust it"
+  say "                 or let \`appliance login URL\` fetch and trust it; its SHA-256 fingerprint is"
+  say "                 $fingerprint"
   say "  Data           $DATA_DIR"
   say "  Logs           $LOG_DIR"
   say "  Configuration  $CONFIG (after a change: applianced reconfigure)"
@@ -685,6 +687,8 @@ remove_containers() {
   docker ps -aq --filter "$label" | xargs -r docker rm -f -v
   docker network ls -q --filter "$label" | xargs -r docker network rm
   docker volume ls -q --filter "$label" | xargs -r docker volume rm
+  "$PREFIX/venv/bin/python" -c 'import ipaddress; from appliance import config; from appliance.runtime import networks
+networks.remove_isolation(ipaddress.IPv4Network(config.load().network_pool))' || note "the containers' firewall rules stay until the next reboot"
 }
 
 remove_program() {

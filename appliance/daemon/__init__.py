@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add("reconfigure", "Check appliance.toml and restart what it concerns.", _reconfigure)
     doctor = add("doctor", "Look at everything that the appliance needs, and say what to do.", _doctor)
     doctor.add_argument("--json", action="store_true", help="print one JSON list")
+    add("fingerprint", "Print the SHA-256 fingerprint that `appliance login` shows.", _fingerprint)
     admin = add("admin", "Admins, without an account.", None)
     verbs = admin.add_subparsers(metavar="VERB", required=True)
     link = verbs.add_parser("setup-link", help="Print the one-time link with which the first admin signs in.")
@@ -143,6 +144,13 @@ def _doctor(config: Config, options: argparse.Namespace) -> int:
             if finding.remedy:
                 print(f"        → {finding.remedy}")
     return 1 if any(finding.state == "problem" for finding in findings) else 0
+
+
+def _fingerprint(config: Config, _: argparse.Namespace) -> int:
+    from appliance import tls
+
+    print(tls.ensure(config).fingerprint)
+    return 0
 
 
 def _reconfigure(config: Config, _: argparse.Namespace) -> int:
