@@ -150,6 +150,15 @@ def test_the_table_of_workflows_names_every_action() -> None:
     assert set(re.findall(r"^\| `([a-z0-9-]+@v\d)`", table, re.M)) == set(ACTIONS)
 
 
+def test_the_table_of_workflows_names_every_key() -> None:
+    from appliance.workflows import check
+
+    section = text_of("README.md").split("## Workflows")[1].split("\n## ")[0]
+
+    for key in {*check._TOP, *check._JOB, *check._RESOURCES} - {"context"}:
+        assert re.search(rf"`[^`]*\b{key}\b[^`]*`", section), key
+
+
 def test_the_ports_and_folders_of_the_readme_are_the_defaults() -> None:
     config = Config()
     readme = text_of("README.md")
