@@ -175,13 +175,13 @@ def _find(r: Reader, actor: Actor, project: str, workflow: str, number: str) -> 
 
 
 def _chosen(run: Run, name: str | None) -> Job | None:
-    """The job that was asked for; else the one that failed, goes on or waits; else the last."""
+    """The job that was asked for; else the one that failed, goes on or is next; else the last."""
     if name is not None:
         for job in run.jobs:
             if job.name == name:
                 return job
         raise NotFound(f"The run has no job {name!r}.")
-    for wanted in (JobState.FAILED, JobState.ACTIVE, JobState.READY):
+    for wanted in (JobState.FAILED, JobState.ACTIVE, JobState.READY, JobState.BLOCKED):
         for job in run.jobs:
             if job.state is wanted:
                 return job

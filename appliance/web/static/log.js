@@ -83,10 +83,11 @@ class Log {
   end(found) {
     const said = document.createElement("p");
     said.className = "log-end";
-    const word = { Succeeded: "succeeded", Failed: "failed", Canceled: "cancelled", Omitted: "skipped" }[found.phase];
-    said.textContent = [word ? `The job ${word}.` : "The log has ended.", found.message || ""].join(" ").trim();
-    this.box.after(said);
     this.over = true;
+    const word = { Succeeded: "succeeded", Failed: "failed", Canceled: "was cancelled", Omitted: "was skipped" }[found.phase];
+    const why = found.phase === "Failed" ? found.message || "" : "";
+    said.textContent = `${word ? `The job ${word}.` : "The log has ended."} ${why}`.trim();
+    this.box.after(said);
     this.plan();
   }
 
@@ -116,7 +117,7 @@ class Log {
     const until = Math.min(lines.length, Math.ceil((box.scrollTop + box.clientHeight) / LINE) + SPARE);
     this.shown.style.transform = `translateY(${first * LINE + 6}px)`;
     this.shown.replaceChildren(...lines.slice(first, until).map((line) => this.row(line)));
-    this.count.textContent = lines.length ? `${lines.length.toLocaleString("en")} line${lines.length === 1 ? "" : "s"}` : "No output yet";
+    this.count.textContent = lines.length ? `${lines.length.toLocaleString("en")} line${lines.length === 1 ? "" : "s"}` : this.over ? "No output" : "No output yet";
   }
 
   row(line) {
