@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 from web_browser import PHONE, Dashboard, browsing, chromium, running_dashboard, setup_link, sign_in
 
-from appliance import deployments, models
+from appliance import accounts, deployments, models
 
 pytestmark = pytest.mark.browser
 
@@ -106,6 +106,23 @@ def test_a_waiting_job_says_why_and_a_run_is_cancelled_from_its_page(board: Dash
         board.end_cancelled(run)
         expect(board_ended).to_have_text("cancelled")
         expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+
+
+def test_a_page_left_open_after_the_session_ended_leads_to_the_sign_in_and_back(
+    board: Dashboard, browser: Browser
+) -> None:
+    project = board.project("tour")
+
+    with browsing(browser, expected=("Failed to load resource", "Response Status Error Code 401")) as page:
+        sign_in(page, board)
+        page.goto(f"{board.url}/projects/tour")
+        expect(page.get_by_text("No run yet")).to_be_visible()
+        board.submit(project)
+        expect(page.get_by_role("link", name="train #1")).to_be_visible()
+        with board.house.db.write() as tx:
+            accounts.end_sessions(tx, accounts.get_user(tx, board.boss.user_id))
+        board.submit(project)
+        page.wait_for_url("**/login?next=%2Fprojects%2Ftour")
 
 
 def test_files_are_browsed_and_previewed_and_never_become_our_page(

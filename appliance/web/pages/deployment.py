@@ -14,7 +14,7 @@ from litestar.response import Stream
 
 from appliance import deployments, models, projects
 from appliance.errors import ApplianceError, NotFound
-from appliance.records import Container, Deployment, DeploymentSpec
+from appliance.records import Container, Deployment
 from appliance.runtime.logs import printable
 from appliance.states import Seen, SpecState, Want
 from appliance.web import asking
@@ -262,11 +262,6 @@ def _lines(house: House, container_id: str | None) -> list[Any]:
 
 def _whole(text: str) -> int:
     return int(text) if text.strip().isdigit() else -1  # the verb says which numbers there are
-
-
-def is_applicable(spec: DeploymentSpec, newest: DeploymentSpec | None) -> bool:
-    """Whether rolling back to it would change anything."""
-    return newest is not None and spec.id != newest.id
 
 
 HANDLERS = [show, create, change, apply_again, create_key, revoke_key, ask, delete, raw_log]

@@ -33,6 +33,7 @@ _TONES = {
     "active": "busy",
     "starting": "busy",
     "stopping": "busy",
+    "rolling out": "busy",
     "draining": "busy",
     "failed": "bad",
     "problem": "bad",

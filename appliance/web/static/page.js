@@ -60,7 +60,10 @@ document.addEventListener("submit", (event) => {
 // htmx: an error answer is a sentence beside the form, not new content.
 document.addEventListener("htmx:responseError", (event) => {
   const form = event.detail.elt.closest("form");
-  if (!form) return;
+  if (!form) {
+    if (event.detail.xhr.status === 401) location.reload();  // signed out meanwhile: the sign-in leads back here
+    return;
+  }
   let found = {};
   try { found = JSON.parse(event.detail.xhr.responseText); } catch { /* the sentence for no answer */ }
   sayProblem(form, found);
