@@ -25,6 +25,7 @@ from appliance.db import Database, Reader, Row, Tx
 from appliance.errors import ApplianceError, ParseError
 from appliance.records import SYSTEM, Actor, Page, Push, Role, Run
 from appliance.repos import Repos
+from appliance.store import failpoints
 
 Update = tuple[str, str | None, str | None]
 _SHOWN_PROBLEMS = 5
@@ -39,6 +40,7 @@ def told(db: Database, project_id: str, updates: Sequence[Update], pusher: str) 
         for ref, old, new in updates:
             if ref.startswith(("refs/heads/", "refs/tags/")) and seen.get(ref) == old and old != new:
                 found.append(_record(tx, project_id, ref, old, new, pusher))
+    failpoints.hit("push.recorded")
     return found
 
 
@@ -71,8 +73,10 @@ def start_runs(db: Database, repos: Repos, config: Config, push: Push) -> Iterat
     repos.settle_head(push.project_id)
     if push.new is not None:
         yield from _start(db, repos, config, push)
+    failpoints.hit("push.started")
     with db.write() as tx:
         tx.run("UPDATE pushes SET handled_at = ? WHERE id = ? AND handled_at IS NULL", clock.stamp(), push.id)
+    failpoints.hit("push.handled")
 
 
 def list_pushes(db: Reader, actor: Actor, project_id: str, *, after: str | None = None, limit: int = 50) -> Page[Push]:

@@ -18,6 +18,7 @@ from appliance.errors import BadRequest
 from appliance.leases import Held
 from appliance.machine import Capacity, card_model
 from appliance.records import Card, MachineType
+from appliance.store import failpoints
 
 
 @dataclass(frozen=True)
@@ -116,4 +117,7 @@ def tick(db: Database, inventory: Callable[[], Sequence[Card]]) -> int:
             container = containers.leased(tx, answer.container_id, lease.id, lease.cards)
             if container.kind == "attempt":
                 runs.leased(tx, container)
-    return sum(isinstance(answer, Grant) for answer in answers)
+    granted = sum(isinstance(answer, Grant) for answer in answers)
+    if granted:
+        failpoints.hit("lease.granted")
+    return granted

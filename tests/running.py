@@ -77,6 +77,7 @@ class Running:
             "http_port": self.http_port,
             "https_port": self.https_port,
             "https_address": "127.0.0.1",
+            "host_name": "localhost",
             "deployment_ports": list(self.ports),
             "network_pool": "10.214.0.0/16",
             "service_user": "nobody",
@@ -114,8 +115,13 @@ class Running:
         self._spawn("gateway")
         wait_until(self.is_healthy, 20, "the daemon answers through nginx")
 
-    def start_daemon(self, **environment: str) -> None:
+    def begin_daemon(self, **environment: str) -> subprocess.Popen[bytes]:
+        """Start it and do not wait for its first answer."""
         self._spawn("run", environment)
+        return self.processes["run"]
+
+    def start_daemon(self, **environment: str) -> None:
+        self.begin_daemon(**environment)
         wait_until(self._answers, 20, "the daemon answers on its socket")
 
     def kill9(self) -> None:

@@ -16,21 +16,21 @@ import pwd
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 
 from appliance import clock
 from appliance.config import Config
+from appliance.daemon import failing
 from appliance.daemon.admin import AdminDoor, answer
 from appliance.daemon.notify import notify, watchdog_s
 from appliance.daemon.works import Works
-from appliance.web.app import create_app
+from appliance.web.app import Site, create_app
 
 _LOG = logging.getLogger(__name__)
-ASGI = Any  # the daemon speaks no Litestar; uvicorn takes any ASGI application
 EXIT_FAILED_WRITE = 70
 _LOOK_S = 1.0
 
@@ -79,6 +79,7 @@ def listen(path: Path, user: str) -> socket.socket:
 def run(config: Config) -> int:
     """Run until SIGTERM or SIGINT; the exit code."""
     set_up_logging()
+    failing.arm()
     began = clock.monotonic()
     works = Works(config)
     admin = None
@@ -99,7 +100,7 @@ def run(config: Config) -> int:
     return EXIT_FAILED_WRITE if works.failed.is_set() else 0
 
 
-async def _serve(works: Works, app: ASGI, listener: socket.socket) -> None:
+async def _serve(works: Works, app: Site, listener: socket.socket) -> None:
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -117,16 +118,22 @@ async def _serve(works: Works, app: ASGI, listener: socket.socket) -> None:
     )
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined,method-assign,unused-ignore]
     loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        """No new requests; the streams, which would go on for ever, end now."""
+        server.should_exit = True
+        app.close_streams()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))
-    watcher = asyncio.create_task(_watch(works, server))
+        loop.add_signal_handler(number, end)
+    watcher = asyncio.create_task(_watch(works, server, end))
     try:
         await server.serve(sockets=[listener])
     finally:
         watcher.cancel()
 
 
-async def _watch(works: Works, server: uvicorn.Server) -> None:
+async def _watch(works: Works, server: uvicorn.Server, end: Callable[[], None]) -> None:
     """Tell systemd that the daemon is ready, and alive as long as it is; end the server when the works failed."""
     while not server.started:
         await asyncio.sleep(0.02)
@@ -135,7 +142,7 @@ async def _watch(works: Works, server: uvicorn.Server) -> None:
     next_at = clock.monotonic()
     while True:
         if works.failed.is_set():
-            server.should_exit = True
+            end()
             return
         if every is not None and clock.monotonic() >= next_at and works.health() is None:
             notify("WATCHDOG=1")

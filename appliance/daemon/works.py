@@ -173,6 +173,7 @@ class Works:
             instance=self.instance,
             health=self.health,
             doctor=lambda: doctor.examine(self.config),
+            cards=self.gpus.inventory,
         )
 
     # -- the loops' ticks ----------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -27,12 +28,13 @@ from appliance import clock, containers, ids, machine, versions
 from appliance.config import Config
 from appliance.db import Database, Reader
 from appliance.deployments import wishes
-from appliance.errors import ApplianceError, EngineBusy
+from appliance.errors import ApplianceError, DurabilityLost, EngineBusy
 from appliance.inference import control
 from appliance.records import Container, ContainerSpec, Deployment, DeploymentSpec, Mount
 from appliance.states import Seen, SpecState, Want
-from appliance.store import Store
+from appliance.store import Store, failpoints
 
+_LOG = logging.getLogger(__name__)
 DRAIN_S = 30
 START_S = 300
 _INSIDE = "/run/serving"
@@ -59,11 +61,21 @@ class Roller:
         for deployment in deployments:
             try:
                 restless |= self._roll(deployment)
-            except EngineBusy as error:
-                self._problems[deployment.id] = error.message
+            except DurabilityLost:
+                raise
+            except ApplianceError as error:  # one deployment's trouble (a port that somebody has) is no other's
+                self._complain(deployment, error)
                 restless = True
+            else:
+                self._problems.pop(deployment.id, None)
         self._close_others(held)
         return restless
+
+    def _complain(self, deployment: Deployment, error: ApplianceError) -> None:
+        """Say it once, not at every look."""
+        if self._problems.get(deployment.id) != error.message and not isinstance(error, EngineBusy):
+            _LOG.warning("the deployment %s cannot go on: %s", deployment.name, error.message)
+        self._problems[deployment.id] = error.message
 
     def _close_others(self, held: set[str]) -> None:
         """Sockets of deployments that are gone are closed: clients are refused at once."""
@@ -87,7 +99,7 @@ class Roller:
             mine = replicas[spec.id]
             match spec.state:
                 case SpecState.PENDING if current:
-                    self._begin(deployment, spec)
+                    self._begin(deployment, spec, mine)
                     restless = True
                 case SpecState.PENDING:
                     self._move(spec, SpecState.RETIRED)
@@ -114,10 +126,11 @@ class Roller:
 
     # -- starting ------------------------------------------------------------------------------------------------------
 
-    def _begin(self, deployment: Deployment, spec: DeploymentSpec) -> None:
-        """The spec's replicas are wanted."""
-        for _ in range(spec.replicas):
+    def _begin(self, deployment: Deployment, spec: DeploymentSpec, replicas: list[Container]) -> None:
+        """The spec's replicas are wanted; those that were before a crash already count."""
+        for _ in range(spec.replicas - len(replicas)):
             self._add_replica(deployment, spec)
+        failpoints.hit("replica.wanted")
         self._move(spec, SpecState.STARTING)
 
     def _add_replica(self, deployment: Deployment, spec: DeploymentSpec) -> None:
@@ -165,6 +178,7 @@ class Roller:
             return
         for replica in replicas:
             self._hand_over(deployment, replica)
+        failpoints.hit("socket.handed")
         self._move(spec, SpecState.SERVING)
 
     def _failure(self, replicas: list[Container]) -> str | None:
@@ -243,10 +257,12 @@ class Roller:
             if wishes.move_spec(tx, spec, SpecState.DRAINING):
                 for replica in replicas:
                     containers.want_gone(tx, replica.id)
+        failpoints.hit("spec.draining")
 
     def _move(self, spec: DeploymentSpec, to: SpecState) -> None:
         with self.db.write() as tx:
             wishes.move_spec(tx, spec, to)
+        failpoints.hit(f"spec.{to}")
 
     # -- what a replica needs ------------------------------------------------------------------------------------------
 

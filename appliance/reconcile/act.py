@@ -23,10 +23,12 @@ from appliance.runtime.engine import Engine
 from appliance.runtime.gpus import Gpus
 from appliance.runtime.watch import LogPump
 from appliance.states import LeaseState, Reason, Seen
+from appliance.store import failpoints
 
 _LOG = logging.getLogger(__name__)
 _WORKERS = 8
 _NETWORKS_EVERY_S = 30.0
+_ISOLATION_EVERY_S = 10.0
 
 
 class Reconciler:
@@ -48,7 +50,7 @@ class Reconciler:
         self._pool = ThreadPoolExecutor(max_workers=_WORKERS, thread_name_prefix="step")
         self._in_hand: set[str] = set()
         self._lock = threading.Lock()
-        self._networks_at = 0.0
+        self._networks_at = self._isolation_at = 0.0
         self.problem: str | None = None
 
     def tick(self) -> None:
@@ -68,6 +70,7 @@ class Reconciler:
         for step in plan(rows, sightings, keep, clock.stamp(), in_hand=in_hand):
             self._take(step)
         self._settle_leases()
+        self._hold_isolation()
         self._tidy_networks(rows)
 
     def close(self) -> None:
@@ -122,8 +125,11 @@ class Reconciler:
                 self._engine.ensure_network(container.spec.network)
             if not self._engine.image_exists(container.spec.image):
                 self._pull(container)
+            failpoints.hit("container.wanted")
             self._engine.create(container.spec)
+            failpoints.hit("container.created")
             self._engine.start(container.id)
+            failpoints.hit("container.started")
         except ImageNotFound as error:
             self._refused(container, Reason.IMAGE, error)
         except EngineRefused as error:
@@ -171,6 +177,7 @@ class Reconciler:
                     runs.container_started(tx, now)
                 elif seen in (Seen.EXITED, Seen.REMOVED):
                     runs.container_ended(tx, now, reason)
+        failpoints.hit(f"{container.kind}.seen.{seen}")
         if seen is Seen.REMOVED and container.kind == "replica":
             self._roller.tidy(container.id)
 
@@ -187,6 +194,14 @@ class Reconciler:
             for lease in open_:
                 note = next((busy[card] for card in lease.cards if card in busy), None)
                 leases.settle(tx, lease.id, busy, note)
+
+    def _hold_isolation(self) -> None:
+        """The rules that hold workloads apart are put back where somebody (a firewall's reload) took them away."""
+        if clock.monotonic() - self._isolation_at < _ISOLATION_EVERY_S:
+            return
+        self._isolation_at = clock.monotonic()
+        if self._engine.networks():
+            self._engine.assert_isolation()
 
     def _tidy_networks(self, rows: list[Container]) -> None:
         """Networks of runs that have ended and that no container is on are removed, every now and then."""

@@ -24,7 +24,7 @@ from appliance.records import Attempt, Job, Run, Tree
 from appliance.runs import course, rows
 from appliance.runs.prepare import Workshop, actor_of, attempt_folder, say, volume_folder
 from appliance.states import AttemptState, Reason, Seen
-from appliance.store import remove_folder
+from appliance.store import failpoints, remove_folder
 from appliance.workflows import IOType
 
 STRING_LIMIT = 64 * 1024
@@ -55,6 +55,7 @@ def collect(shop: Workshop, attempt_id: str) -> None:
     if attempt.reason == Reason.FINISHED:
         try:
             trees = _take_in(shop, run, job, attempt)
+            failpoints.hit("outputs.taken")
             _finish(shop, run, job, attempt, trees)
             for tree in trees.values():
                 shop.store.publish(tree)
@@ -66,12 +67,18 @@ def collect(shop: Workshop, attempt_id: str) -> None:
             _refuse(shop, attempt, error)
     with shop.db.write() as tx:
         if rows.attempt_by_id(tx, attempt_id).state is AttemptState.STOPPING:
-            course.finish(tx, attempt_id, {})
-        if attempt.container_id is not None:
-            keep = clock.now() + timedelta(seconds=shop.config.container_retention_s)
-            containers.want_gone(tx, attempt.container_id, keep_until=clock.stamp(keep))
+            _end(tx, shop, attempt, {})
+    failpoints.hit("attempt.collected")
     shop.logs.seal(attempt_id)
     _tidy(shop, attempt)
+
+
+def _end(tx: Tx, shop: Workshop, attempt: Attempt, outputs: Outputs) -> None:
+    """The attempt is final, and its container is not wanted any longer than it is kept to be looked at."""
+    course.finish(tx, attempt.id, outputs)
+    if attempt.container_id is not None:
+        keep = clock.now() + timedelta(seconds=shop.config.container_retention_s)
+        containers.want_gone(tx, attempt.container_id, keep_until=clock.stamp(keep))
 
 
 def _take_in(shop: Workshop, run: Run, job: Job, attempt: Attempt) -> dict[str, Tree]:
@@ -80,7 +87,7 @@ def _take_in(shop: Workshop, run: Run, job: Job, attempt: Attempt) -> dict[str, 
     if isinstance(plan.with_, workflows.CreateModel | workflows.Deploy):
         return {}
     folder = attempt_folder(shop.config, attempt.id) / "outputs"
-    _refuse_missing(folder, plan)
+    _refuse_missing(folder, plan, shop.config.volumes_dir / run.id / job.name)
     trees = {}
     try:
         for name, output in plan.outputs.items():
@@ -93,9 +100,11 @@ def _take_in(shop: Workshop, run: Run, job: Job, attempt: Attempt) -> dict[str, 
     return trees
 
 
-def _refuse_missing(folder: Path, plan: workflows.JobPlan) -> None:
+def _refuse_missing(folder: Path, plan: workflows.JobPlan, kept: Path) -> None:
     for name, output in plan.outputs.items():
         path = folder / name
+        if output.type is IOType.VOLUME and not path.exists() and (kept / name).exists():
+            continue  # it was kept already, before a crash
         mode = path.lstat().st_mode if path.is_symlink() or path.exists() else 0
         if output.type is IOType.STRING:
             if not stat.S_ISREG(mode):
@@ -118,6 +127,7 @@ def _finish(shop: Workshop, run: Run, job: Job, attempt: Attempt, trees: dict[st
         elif output.type is IOType.VOLUME:
             _keep_volume(folder / name, volume_folder(shop.config, run.id, job.name, name))
             outputs[name] = {"type": "volume"}
+    failpoints.hit("volumes.kept")
     with shop.db.write() as tx:
         if isinstance(plan.with_, workflows.Deploy):
             spec = deployments.find_spec_of(tx, attempt.id)
@@ -125,7 +135,8 @@ def _finish(shop: Workshop, run: Run, job: Job, attempt: Attempt, trees: dict[st
             outputs |= {name: {"type": "string", "value": value} for name in plan.outputs}
         for name, tree in trees.items():
             outputs[name] = _version_of(tx, run, job, attempt, name, plan.outputs[name].ref or name, tree)
-        course.finish(tx, attempt.id, outputs)
+        _end(tx, shop, attempt, outputs)
+    failpoints.hit("versions.committed")
     for name, made in outputs.items():
         if made["type"] == IOType.DATASET:
             say(shop, attempt.id, f"{name}: dataset {made['dataset_name']}, version {made['number']}.")

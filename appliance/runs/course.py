@@ -27,6 +27,7 @@ from appliance.states import (
     SpecState,
     final_of,
 )
+from appliance.store import failpoints
 
 
 def settle(db: Database) -> list[str]:
@@ -38,6 +39,7 @@ def settle(db: Database) -> list[str]:
         with db.write() as tx:
             if _settle_run(tx, run_id):
                 ended.append(run_id)
+        failpoints.hit("run.settled")
     return ended
 
 

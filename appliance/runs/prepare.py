@@ -26,7 +26,7 @@ from appliance.repos import Repos
 from appliance.runs import course, rows
 from appliance.runtime.logs import LogStore
 from appliance.states import AttemptState, Reason
-from appliance.store import Store, remove_folder
+from appliance.store import Store, failpoints, remove_folder
 from appliance.workflows import IOType
 
 SCRIPT = "/.appliance/script"
@@ -208,6 +208,7 @@ def _want_container(
     mounts.append(Mount(str(folder / "outputs"), "/outputs", read_only=False))
     env = {**plan.env, "PROJECT_ID": run.project_id, "APPLIANCE_RUN": run.id, "APPLIANCE_JOB": job.name}
     image, entrypoint, command = _program(shop, folder, run, action, mounts, env)
+    failpoints.hit("attempt.prepared")
     with shop.db.write() as tx:
         kind = machine.resolve_type(tx, plan.machine_type)
         spec = ContainerSpec(
@@ -228,6 +229,7 @@ def _want_container(
             return
         containers.add(tx, spec, owner_id=attempt.id, project_id=run.project_id, machine_type=kind.name)
         tx.run("UPDATE attempts SET container_id = ? WHERE id = ?", spec.id, attempt.id)
+    failpoints.hit("attempt.wanted")
 
 
 def _input_mount(shop: Workshop, folder: Path, name: str, one: Found) -> Mount:
@@ -311,6 +313,7 @@ def _create_model(
         course.finish(tx, attempt.id, {name: {"type": "string", "value": ref} for name in names})
         text = f"Version {version.number} of the model {model.name} was made by run {run.number}."
         events.record(tx, SYSTEM, "model.committed", model.id, text, project_id=run.project_id)
+    failpoints.hit("model.committed")
     say(shop, attempt.id, f"Model {model.name} ({model.id}) has version {version.number}: {json.dumps(metadata)}")
     shop.logs.seal(attempt.id)
 
@@ -336,4 +339,5 @@ def _deploy(shop: Workshop, run: Run, attempt: Attempt, action: workflows.Deploy
         moved = rows.attempt_by_id(tx, attempt.id)
         for state in (AttemptState.LEASED, AttemptState.RUNNING):
             moved = rows.move_attempt(tx, moved, state)
+    failpoints.hit("spec.applied")
     say(shop, attempt.id, f"Rolling out the deployment {deployment.name} with model {ref} …")

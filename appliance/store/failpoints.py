@@ -1,7 +1,8 @@
 """Named places at which a test may end the process or make the disk fail.
 
-What this keeps true: without a plan `hit` does nothing; only a test arms one, in its own process. Each call that
-changes the disk has its name just before it, so that "killed at every hit" is "killed between any two effects".
+What this keeps true: without a plan `hit` does nothing; only a test arms one. Each call of the store that changes the
+disk has its name just before it, so that "killed at every hit" is "killed between any two effects"; each row of the main
+path, from a push to an answer, has its name just after it.
 
 Why: what a crash leaves behind is a promise of FORMAT.md, and a promise that is not swept is a hope.
 """
