@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -167,6 +167,11 @@ def replica_state(found: Container) -> str:
     return "running" if found.seen is Seen.RUNNING else "waiting" if found.lease_id is None else "starting"
 
 
+def _ready(replicas: Sequence[Container], spec_id: str) -> int:
+    """How many replicas of that configuration run; while it is rolled out those of two configurations do."""
+    return sum(each.owner_id == spec_id and replica_state(each) == "running" for each in replicas)
+
+
 def state_of(found: Deployment) -> str:
     """One word for the whole: off, serving, or what its newest configuration is doing."""
     if not found.enabled:
@@ -213,6 +218,7 @@ def _page(
         tabs=TABS,
         history=history,
         replicas=[(each, replica_state(each)) for each in there],
+        ready={spec.id: _ready(there, spec.id) for spec in history},
         keys=keys,
         secret=secret,
         removal=goes,

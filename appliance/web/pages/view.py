@@ -132,6 +132,7 @@ def _environment() -> Environment:
         loader=PackageLoader("appliance.web", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        auto_reload=False,  # a page is of one release: files that an update has replaced wait for the restart
         trim_blocks=True,
         lstrip_blocks=True,
     )
