@@ -64,6 +64,6 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """A journey that failed shows what the appliance said."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
-    house = getattr(item, "funcargs", {}).get("running")
-    if report.failed and isinstance(house, Running):
-        report.sections.append(("the appliance", house.story()))
+    for house in getattr(item, "funcargs", {}).values():
+        if report.failed and isinstance(house, Running):
+            report.sections.append(("the appliance", house.story()))

@@ -13,6 +13,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 from appliance import clock, containers, deployments, leases, runs
 from appliance.db import Database
@@ -27,6 +28,7 @@ from appliance.store import failpoints
 
 _LOG = logging.getLogger(__name__)
 _WORKERS = 8
+_LOG_S = 60.0
 _NETWORKS_EVERY_S = 30.0
 _ISOLATION_EVERY_S = 10.0
 
@@ -65,13 +67,20 @@ class Reconciler:
         with self._db.read() as reader:
             rows = containers.list_open(reader)
             keep = {row.id: until for row in rows if (until := containers.keep_until(reader, row.id)) is not None}
+        # The engine keeps a container's log no longer than the container: one that has ended is removed after that.
+        lately = clock.stamp(clock.now() - timedelta(seconds=_LOG_S))
+        unread = {one.id for one in sightings if self._is_unread(one) and (one.finished_at or "") > lately}
         with self._lock:
             in_hand = set(self._in_hand)
         for step in plan(rows, sightings, keep, clock.stamp(), in_hand=in_hand):
-            self._take(step)
+            if not (isinstance(step, Remove) and step.container_id in unread):
+                self._take_alone(step)
         self._settle_leases()
         self._hold_isolation()
         self._tidy_networks(rows)
+
+    def _is_unread(self, one: Sighting) -> bool:
+        return one.seen is Seen.EXITED and not self._pump.is_complete(one.id)
 
     def close(self) -> None:
         """No further step is begun; those on their way are waited for."""
@@ -103,6 +112,15 @@ class Reconciler:
         finally:
             with self._lock:
                 self._in_hand.discard(key)
+
+    def _take_alone(self, step: Step) -> None:
+        """One container's trouble holds no other up; the step is due again at the next look."""
+        try:
+            self._take(step)
+        except DurabilityLost:
+            raise
+        except Exception:
+            _LOG.exception("a step failed; it is tried again: %r", step)
 
     def _take(self, step: Step) -> None:
         match step:

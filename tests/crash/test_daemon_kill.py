@@ -63,6 +63,7 @@ jobs:
         base64 -d > /outputs/net/model.onnx <<< %s
         echo %s > /outputs/note
         echo tool > /outputs/tools/tool
+        sleep 0.5  # so that it is seen to run
     outputs:
       net: {type: dataset, with: {ref: net}}
       note: {type: string}
@@ -125,7 +126,7 @@ class Main:
         return not self.house.rows(
             "SELECT 1 FROM deployment_specs WHERE state NOT IN ('serving', 'retired')"
             " UNION SELECT 1 FROM containers WHERE kind = 'replica' AND want = 'gone' AND seen != 'removed'"
-            " UNION SELECT 1 FROM pushes WHERE handled_at IS NULL"
+            " UNION SELECT 1 FROM pushes WHERE handled_at IS NULL UNION SELECT 1 FROM runs WHERE finished_at IS NULL"
         )
 
     def is_over(self) -> bool:
@@ -204,20 +205,21 @@ def test_a_daemon_killed_at_any_step_of_the_main_path_changes_nothing_in_the_end
     assert ask(endpoint, main.key, 100) == 100 + main.number
 
 
-def test_one_push_survives_a_daemon_that_dies_at_every_step_in_turn(main: Main) -> None:
+def test_one_push_survives_a_daemon_that_dies_at_every_step_once(main: Main) -> None:
     main.house.stop_daemon()
     main.push()
-    deaths = []
-    for place in PLACES[1:]:
-        process = main.house.begin_daemon(APPLIANCE_FAILPOINT=place)
-        wait_until(main.is_over, 30, f"the daemon dies at {place}, or has nothing left to do")
+    places: list[str] = []
+    while True:
+        process = main.house.begin_daemon(APPLIANCE_FAILPOINT="!" + ",".join(places))
+        wait_until(main.is_over, 30, f"the daemon dies at one more place than {places}, or has nothing left to do")
         if process.poll() is None:
-            main.house.stop_daemon()
-        else:
-            deaths.append(place)
-            died(main.house)
+            break
+        died(main.house)
+        places.append((main.house.log / "run.log").read_text().rpartition("killed at ")[2].strip())
 
+    main.house.stop_daemon()
     main.house.start_daemon()
-
-    assert len(deaths) >= len(PLACES) // 2, deaths
     main.come_out_right()
+
+    # An attempt whose versions are committed is not collected again; at the last places nothing is left to wait for.
+    assert set(PLACES) - set(places) <= {"attempt.collected", "spec.retired", "replica.seen.removed"}
