@@ -113,6 +113,16 @@ def want_gone(tx: Tx, container_id: str, *, keep_until: str | None = None) -> No
     )
 
 
+def remove_now(tx: Tx, container_id: str) -> None:
+    """It is wanted gone, and not kept any longer: who owned it is deleted. Missing: nothing happens."""
+    tx.run("UPDATE containers SET want = ?, keep_until = NULL WHERE id = ?", Want.GONE, container_id)
+
+
+def remove_of_project(tx: Tx, project_id: str) -> None:
+    """None of the project's containers is kept any longer."""
+    tx.run("UPDATE containers SET want = ?, keep_until = NULL WHERE project_id = ?", Want.GONE, project_id)
+
+
 def saw(
     tx: Tx,
     container_id: str,

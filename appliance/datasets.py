@@ -12,7 +12,7 @@ project's workflow made is seen by that project's people alone unless it is made
 from __future__ import annotations
 
 from appliance import clock, events, ids, projects, versions
-from appliance.catalog import Catalog, list_visible, may_see
+from appliance.catalog import Catalog, list_visible, may_change, may_see
 from appliance.db import Reader, Row, Tx
 from appliance.errors import Conflict, NotFound
 from appliance.records import Actor, Dataset, Page, Version
@@ -112,14 +112,26 @@ def resolve(db: Reader, actor: Actor, ref: str) -> tuple[Dataset, Version]:
     return dataset, versions.get_version(db, CATALOG.owner(dataset), parsed.selector)
 
 
+def refusal(db: Reader, actor: Actor, name: str) -> str | None:
+    """The sentence that says why a job that `actor` starts may not write to the dataset `name`, or None."""
+    row = db.one("SELECT * FROM datasets WHERE id = ? OR name = ?", name, name)
+    if row is None:
+        return None
+    if not may_see(db, actor, row):
+        return f"The dataset name {name!r} is taken by a project that you cannot see; choose another name."
+    if not may_change(db, actor, _dataset(db, row)):
+        return f"You may read the dataset {name!r} but not write to it; choose another name."
+    return None
+
+
 def for_output(tx: Tx, actor: Actor, name: str, project_id: str) -> Dataset:
     """The dataset that a job of `project_id` writes to: found, or created in the project."""
     row = tx.one("SELECT * FROM datasets WHERE id = ? OR name = ?", name, name)
     if row is None:
         return create(tx, actor, name=name, project_id=project_id)
-    if row["project_id"] not in (None, project_id) and not actor.is_admin and not may_see(tx, actor, row):
-        raise Conflict(f"The dataset name {name!r} is taken by a project that you cannot see; choose another name.")
-    return CATALOG.get_to_change(tx, actor, row["id"])
+    if (why := refusal(tx, actor, name)) is not None:
+        raise Conflict(why)
+    return _dataset(tx, row)
 
 
 def _refuse_taken(tx: Tx, name: str) -> None:

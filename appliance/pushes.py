@@ -15,7 +15,7 @@ Why: refs are the truth; a hook may be lost, a comparison is not.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import PurePosixPath
 
@@ -28,6 +28,7 @@ from appliance.repos import Repos
 from appliance.store import failpoints
 
 Update = tuple[str, str | None, str | None]
+UNKNOWN = "unknown"
 _SHOWN_PROBLEMS = 5
 _one_at_a_time = threading.Lock()
 
@@ -44,23 +45,35 @@ def told(db: Database, project_id: str, updates: Sequence[Update], pusher: str) 
     return found
 
 
-def record(db: Database, repos: Repos, project_id: str, pusher: str) -> list[Push]:
-    """Record every ref that is not where it was last seen; nothing when all are."""
+def unseen(db: Database, repos: Repos, project_id: str) -> dict[str, str | None]:
+    """The refs that are not where they were last seen, and where they are now (None: gone)."""
+    refs = repos.refs(project_id)
+    with db.read() as reader:
+        if projects.find_project(reader, SYSTEM, project_id) is None:
+            return {}
+        seen = _seen(reader, project_id)
+    return {ref: refs.get(ref) for ref in {*refs, *seen} if refs.get(ref) != seen.get(ref)}
+
+
+def record(db: Database, repos: Repos, project_id: str, moves: Mapping[str, str | None]) -> list[Push]:
+    """Record those of `moves` (what `unseen` said some time ago) that are still so: no hook told of them.
+
+    Who moved a ref is git's own note; where that is gone, nobody is known, and nobody may do nothing.
+    """
     with _one_at_a_time:
-        refs = repos.refs(project_id)
-        with db.read() as reader:
-            seen = _seen(reader, project_id)
-            known = projects.find_project(reader, SYSTEM, project_id) is not None
-        if not known or refs == seen:
+        now = unseen(db, repos, project_id)
+        still = {ref: new for ref, new in moves.items() if ref in now and now[ref] == new}
+        if not still:
             return []
+        pushers = {ref: new and repos.pusher_of(project_id, ref, new) for ref, new in still.items()}
         with db.write() as tx:
+            seen = _seen(tx, project_id)
             moved = [
-                _record(tx, project_id, ref, seen.get(ref), new, pusher)
-                for ref, new in refs.items()
-                if seen.get(ref) != new
+                _record(tx, project_id, ref, seen.get(ref), new, pushers[ref] or UNKNOWN)
+                for ref, new in sorted(still.items())
             ]
-            gone = [_record(tx, project_id, ref, old, None, pusher) for ref, old in seen.items() if ref not in refs]
-        return moved + gone
+        failpoints.hit("push.recorded")
+        return moved
 
 
 def unhandled(db: Reader) -> list[Push]:
@@ -152,7 +165,7 @@ def _name_of(path: str) -> str:
 
 def _actor(db: Reader, pusher: str) -> Actor:
     """Who pushed: an account's address over HTTP; a login name over a path or SSH, which only root's can be."""
-    if "@" not in pusher:
+    if "@" not in pusher and pusher != UNKNOWN:
         pusher = accounts.LOCAL_ADMIN
     user = accounts.find_user(db, pusher)
     if user is not None:

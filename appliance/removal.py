@@ -11,7 +11,7 @@ Why: what a project holds is spread over floors; here is the one place that know
 
 from __future__ import annotations
 
-from appliance import datasets, deployments, events, models, projects, runs
+from appliance import containers, datasets, deployments, events, models, projects, runs
 from appliance.db import Database, Reader
 from appliance.errors import Conflict
 from appliance.records import Actor, Project
@@ -50,6 +50,7 @@ def delete_project(db: Database, repos: Repos, actor: Actor, project_id: str) ->
             models.delete(tx, actor, model.id)
         for dataset in datasets.list_datasets(tx, actor, project_id=project.id, limit=_ALL).items:
             datasets.delete(tx, actor, dataset.id)
+        containers.remove_of_project(tx, project.id)
         projects.delete_row(tx, project.id)
         events.record(tx, actor, "project.deleted", project.id, f"{actor.email} deleted the project {project.name}.")
     repos.remove(project.id)

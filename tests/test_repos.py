@@ -721,3 +721,12 @@ def _noted(ids: Iterator[str], seen: list[str]) -> list[str]:
     for one in ids:
         seen.append(one)
     return []
+
+
+def test_git_itself_notes_who_moved_a_ref(repos: Repos, git: Git) -> None:
+    first = git.commit({"a": "1"})
+    git.run("push", "-q", str(repos.path(PROJECT)), "main")
+
+    assert repos.pusher_of(PROJECT, "refs/heads/main", first) == "root"
+    assert repos.pusher_of(PROJECT, "refs/heads/main", "1" * 40) is None
+    assert repos.pusher_of(PROJECT, "refs/heads/none", first) is None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from bench_of import Bench
 from web_support import person
 
-from appliance import clock, datasets, leases, models, runs, versions
+from appliance import clock, datasets, leases, models, projects, runs, versions
 from appliance.db import Database
 from appliance.errors import BadRequest, Conflict, NotFound, ParseError
 from appliance.records import Run
@@ -359,6 +360,20 @@ def test_a_workflow_that_cannot_run_here_is_refused_with_line_and_key(bench: Ben
     assert "P4000" in (failed.message or "")
 
 
+def test_a_run_that_would_write_to_a_dataset_of_others_is_refused_before_anything_runs(bench: Bench) -> None:
+    bob = person(bench.db, "bob@example.org")
+    with bench.db.write() as tx:
+        other = projects.create(tx, bob, "speech")
+        datasets.create(tx, bob, name="digits", project_id=other.id)
+
+    failed = bench.start(ONE)
+
+    assert (failed.state, failed.jobs) == ("failed", ())
+    assert "w.yaml, line 2, jobs.make.outputs.out: The dataset name 'digits' is taken by a project that you cannot see" in (
+        failed.message or ""
+    )
+
+
 def test_a_run_is_started_from_a_spec_and_again_from_its_workflow(bench: Bench) -> None:
     spec = {"true": None, "jobs": {"a": {"uses": "container@v1", "with": {"image": "x"}}}}
     first = runs.submit(bench.db, bench.repos, bench.actor, project_id=bench.project.id, spec=spec, name="w")
@@ -399,3 +414,21 @@ def test_a_run_is_deleted_only_when_it_has_ended_and_its_number_stays_used(bench
         runs.delete(tx, bench.actor, run.id)
 
     assert bench.start(ONE).number == 2
+
+
+def test_a_container_whose_run_was_deleted_goes_and_holds_nobody_up(bench: Bench) -> None:
+    bench.config = replace(bench.config, container_retention_s=3600)
+    bench.close()
+    bench.open()
+    run = bench.start("jobs:\n" + script("make"))
+    bench.finish(run, "make")
+    bench.ended(run)
+    assert bench.world.boxes
+
+    with bench.db.write() as tx:
+        runs.delete(tx, bench.actor, run.id)
+
+    bench.until(lambda: not bench.world.boxes, "the container is removed")
+    later = bench.start("jobs:\n" + script("make"))
+    bench.finish(later, "make")
+    assert bench.ended(later).state == "succeeded"

@@ -222,7 +222,8 @@ def _text_of(path: Path | None) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{path} cannot be read: {error}.") from error
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise BadRequest(f"{path} cannot be read: {why}.") from error
 
 
 def _inputs(words: list[str]) -> dict[str, Any]:

@@ -134,7 +134,9 @@ class Runs:
     ) -> Json:
         """Start a run without a push: the workflow file `path` at `ref`, or the YAML in `spec_text`."""
         if (path is None) == (spec_text is None):
-            raise BadRequest("Name either a workflow file in the repository or the text of one.")
+            raise BadRequest(
+                "Say what to run: either a workflow file of the repository (--path .gradient/workflows/train.yaml) or the text of one (--file)."
+            )
         found: Json = self._at.post(
             _project(project) + "/runs", path=path, ref=ref, specText=spec_text, name=name, inputs=inputs
         )

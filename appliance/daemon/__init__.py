@@ -19,8 +19,9 @@ from pathlib import Path
 
 from appliance import __version__
 from appliance.config import DEFAULT_PATH, Config, load
-from appliance.errors import ApplianceError, BadRequest
+from appliance.errors import ApplianceError, BadRequest, PreconditionFailed
 
+_SETTLE_S = 1.5  # whoever cannot have its lock or its port has ended by then
 _MARKS = {"ok": "ok      ", "warning": "warning ", "problem": "PROBLEM "}
 
 
@@ -30,12 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         config = load(options.config)
-        return int(options.run(config, options))
+        code = int(options.run(config, options))
+        sys.stdout.flush()
+        return code
     except ApplianceError as error:
         print(f"applianced: {error.message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever read (`| head`) has gone; nothing more is written, not even at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     except PermissionError as error:
         print(f"applianced: {error.filename or error} may be used by root alone; run it as root.", file=sys.stderr)
         return 1
@@ -191,3 +198,9 @@ def _restart(config: Config, program: str, name: str) -> None:
             [program, name], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     path.write_text(f"{started.pid}\n")
+    deadline = time.monotonic() + _SETTLE_S
+    while time.monotonic() < deadline:
+        if started.poll() is not None:
+            lines = (config.log_dir / f"{name}.log").read_text(errors="replace").splitlines()
+            raise PreconditionFailed(f"`applianced {name}` does not run: {lines[-1] if lines else 'it says nothing'}")
+        time.sleep(0.05)

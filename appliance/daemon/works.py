@@ -218,6 +218,7 @@ class Works:
         return again_s or None
 
     def _clean(self) -> None:
+        self._take_up_left()
         self.janitor.tick()
 
     # -- pushes --------------------------------------------------------------------------------------------------------
@@ -230,25 +231,33 @@ class Works:
             self.repos.create(project.id)
 
     def _on_push(self, project_id: str, updates: list[pushes.Update], pusher: str) -> Iterator[str]:
-        for push in pushes.told(self.db, project_id, updates, pusher):
-            yield from pushes.start_runs(self.db, self.repos, self.config, push)
+        """Everything is started before the first line is told: the pusher may be gone by then."""
+        told = pushes.told(self.db, project_id, updates, pusher)
+        yield from [line for push in told for line in pushes.start_runs(self.db, self.repos, self.config, push)]
 
     def _watch_pushes(self) -> None:
         """What no hook told of: pushes while the daemon was down, refs moved by hand."""
         while not self._stopping.is_set():
             try:
-                with self.db.read() as reader:
-                    left = pushes.unhandled(reader)
-                for push in left:
-                    self._start_runs(push)
+                self._take_up_left()
                 for project_id in self.repos.watch(self._stopping):
-                    if self._stopping.wait(0.0 if not self._hooks else _HOOKS_FIRST_S):
+                    moves = pushes.unseen(self.db, self.repos, project_id)
+                    if not moves:
+                        continue
+                    if self._stopping.wait(_HOOKS_FIRST_S):
                         return
-                    for push in pushes.record(self.db, self.repos, project_id, "root"):
+                    for push in pushes.record(self.db, self.repos, project_id, moves):
                         self._start_runs(push)
             except Exception:
                 _LOG.exception("watching for pushes failed; it is tried again")
                 self._stopping.wait(5)
+
+    def _take_up_left(self) -> None:
+        """Pushes that were recorded and not taken up: a crash came between, or the disk was full."""
+        with self.db.read() as reader:
+            left = pushes.unhandled(reader)
+        for push in left:
+            self._start_runs(push)
 
     def _start_runs(self, push: Push) -> None:
         for line in pushes.start_runs(self.db, self.repos, self.config, push):

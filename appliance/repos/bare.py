@@ -32,7 +32,7 @@ from appliance.records import FileEntry
 from appliance.repos import hook, watch
 from appliance.repos.reader import Reader, git_environment
 from appliance.repos.trees import entries, find, kind_of
-from appliance.repos.wire import HttpAnswer, http_backend
+from appliance.repos.wire import COMMITTER, HttpAnswer, http_backend
 
 WORKFLOWS = ".gradient/workflows"
 MAX_READ = 8 * 1024 * 1024
@@ -42,6 +42,8 @@ DEFAULT_PUSH_BYTES = 512 * 1024 * 1024
 
 _HEADS = "refs/heads/"
 _PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_REFLOG = re.compile(rb"[0-9a-f]{40} (?P<new>[0-9a-f]{40}) (?P<name>[^<]*?) <(?P<email>[^>]*)> .*")
+_REFLOG_TAIL = 64 * 1024
 _SHA = re.compile(r"[0-9a-f]{40}")
 _SHORT = re.compile(r"[0-9a-f]{4,40}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+#=,%-]{0,254}")
@@ -157,6 +159,24 @@ class Repos:
         chosen = next((ref for ref in branches if ref == f"{_HEADS}master"), branches[0])
         _git(f"--git-dir={self._there(project_id)}", "symbolic-ref", "HEAD", chosen)
         return chosen.removeprefix(_HEADS)
+
+    def pusher_of(self, project_id: str, ref: str, sha: str) -> str | None:
+        """Who moved `ref` to `sha`, as git itself noted it: the address given to `http_backend`, or `root` for a push
+        over a path or SSH (only root may write here). None when git's note is gone, as a deleted ref's is.
+        """
+        try:
+            with (self._there(project_id) / "logs" / ref).open("rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - _REFLOG_TAIL))
+                lines = file.read().splitlines()
+        except (OSError, ValueError):
+            return None
+        for line in reversed(lines):
+            found = _REFLOG.fullmatch(line)
+            if found and found["new"] == sha.encode():
+                http = found["name"].decode("utf-8", "replace") == COMMITTER
+                return found["email"].decode("utf-8", "replace") if http else "root"
+        return None
 
     def resolve(self, project_id: str, name: str) -> str:
         """The commit that a full or short ref name, `HEAD`, or a (short) sha means. Raises NotFound."""
@@ -292,7 +312,7 @@ _CONFIG = """[core]
 \tfsync = all
 \tpackedGitLimit = 256m
 \tbigFileThreshold = 16m
-\tlogAllRefUpdates = false
+\tlogAllRefUpdates = always
 [receive]
 \tfsckObjects = true
 \tmaxInputSize = {max_push}

@@ -22,6 +22,7 @@ from pathlib import Path
 from appliance.errors import NotFound, PreconditionFailed, TooManyRequests
 from appliance.repos.reader import git_environment, limits
 
+COMMITTER = "pushed over HTTP"  # by this name git's own note of a moved ref tells a push of ours from root's
 MEMORY_BYTES = 2 * 1024**3
 CPU_S = 1800
 TIME_S = 3600.0
@@ -100,7 +101,12 @@ async def http_backend(
         **_from_headers(headers),
     }
     if user is not None:
-        environment |= {"REMOTE_USER": user, "APPLIANCE_PUSHER": user}
+        environment |= {
+            "REMOTE_USER": user,
+            "APPLIANCE_PUSHER": user,
+            "GIT_COMMITTER_NAME": COMMITTER,
+            "GIT_COMMITTER_EMAIL": user,
+        }
     if hook_socket is not None:
         environment["APPLIANCE_HOOK_SOCKET"] = str(hook_socket)
     process = await _Process.start(environment, body, time_s)

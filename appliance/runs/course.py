@@ -177,15 +177,15 @@ def finish(tx: Tx, attempt_id: str, outputs: dict[str, dict[str, str]]) -> Job:
 
 def leased(tx: Tx, container: Container) -> None:
     """The attempt's container has its lease."""
-    attempt = rows.attempt_by_id(tx, container.owner_id)
-    if attempt.state is AttemptState.QUEUED:
+    attempt = rows.find_attempt(tx, container.owner_id)
+    if attempt is not None and attempt.state is AttemptState.QUEUED:
         rows.move_attempt(tx, attempt, AttemptState.LEASED)
 
 
 def container_started(tx: Tx, container: Container) -> None:
     """The attempt runs; its deadline is set from its job's timeout and its run's."""
-    attempt = rows.attempt_by_id(tx, container.owner_id)
-    if attempt.state is not AttemptState.LEASED:
+    attempt = rows.find_attempt(tx, container.owner_id)
+    if attempt is None or attempt.state is not AttemptState.LEASED:
         return
     rows.move_attempt(tx, attempt, AttemptState.RUNNING)
     job = rows.job_by_id(tx, attempt.job_id)
@@ -201,9 +201,12 @@ def container_started(tx: Tx, container: Container) -> None:
 
 
 def container_ended(tx: Tx, container: Container, reason: Reason | None = None) -> None:
-    """The attempt's container has ended (or could not be made, for `reason`): the attempt stops, and says why."""
-    attempt = rows.attempt_by_id(tx, container.owner_id)
-    if attempt.state in ATTEMPT_FINAL or attempt.state is AttemptState.STOPPING:
+    """The attempt's container has ended (or could not be made, for `reason`): the attempt stops, and says why.
+
+    Nothing happens for an attempt that was deleted with its run meanwhile.
+    """
+    attempt = rows.find_attempt(tx, container.owner_id)
+    if attempt is None or attempt.state in ATTEMPT_FINAL or attempt.state is AttemptState.STOPPING:
         return
     if attempt.state is AttemptState.LEASED and container.seen is Seen.EXITED:
         attempt = rows.move_attempt(tx, attempt, AttemptState.RUNNING)

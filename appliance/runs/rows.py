@@ -93,9 +93,14 @@ def job_by_id(db: Reader, job_id: str) -> Job:
 
 
 def attempt_by_id(db: Reader, attempt_id: str) -> Attempt:
+    attempt = find_attempt(db, attempt_id)
+    assert attempt is not None, f"no attempt {attempt_id}"
+    return attempt
+
+
+def find_attempt(db: Reader, attempt_id: str) -> Attempt | None:
     row = db.one("SELECT * FROM attempts WHERE id = ?", attempt_id)
-    assert row is not None, f"no attempt {attempt_id}"
-    return read_attempt(db, row)
+    return None if row is None else read_attempt(db, row)
 
 
 def open_attempts(db: Reader) -> list[Attempt]:

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
-from appliance import catalog, clock, containers, events, ids, machine, projects, workflows
+from appliance import catalog, clock, containers, datasets, events, ids, machine, projects, workflows
 from appliance.db import Database, Reader, Tx
 from appliance.errors import BadRequest, Conflict, NotFound, ParseError
 from appliance.records import Actor, Job, Page, Run, Workflow
@@ -53,7 +53,7 @@ def start(
             return rows.read_run(tx, known)
     bound: Mapping[str, workflows.BoundInput] = {}
     if plan is not None:
-        problem = _unsatisfiable(tx, plan)
+        problem = _unsatisfiable(tx, actor, plan)
         bound = workflows.bind_inputs(plan, inputs or {}) if problem is None else {}
     now = clock.stamp()
     run_id = ids.new_uuid()
@@ -127,7 +127,7 @@ def submit(
         raise BadRequest(f"Say what to run: a path such as {FOLDER}/train.yaml, or a spec.")
     chosen = name or (PurePosixPath(path).stem if path else None) or plan.name
     with db.write() as tx:
-        if (problem := _unsatisfiable(tx, plan)) is not None:
+        if (problem := _unsatisfiable(tx, actor, plan)) is not None:
             raise BadRequest(problem)
         return start(
             tx,
@@ -239,6 +239,9 @@ def delete(tx: Tx, actor: Actor, run_id: str) -> Run:
     run = get_run(tx, actor, run_id)
     if run.state not in RUN_FINAL:
         raise Conflict(f"Run {run.number} is {run.state}; cancel it first.")
+    for attempt in (attempt for job in run.jobs for attempt in job.attempts):
+        if attempt.container_id is not None:
+            containers.remove_now(tx, attempt.container_id)
     tx.run("DELETE FROM runs WHERE id = ?", run.id)
     text = f"{actor.email} deleted run {run.number}."
     events.record(tx, actor, "run.deleted", run.id, text, project_id=run.project_id)
@@ -362,13 +365,17 @@ def _insert_jobs(tx: Tx, run_id: str, plan: workflows.Plan, now: str) -> None:
         )
 
 
-def _unsatisfiable(db: Reader, plan: workflows.Plan) -> str | None:
-    """The sentence that says which job asks for a machine type that is not here, or None."""
+def _unsatisfiable(db: Reader, actor: Actor, plan: workflows.Plan) -> str | None:
+    """The sentence that says which job asks for what it cannot have (a machine type, a dataset's name), or None."""
     for name, job in plan.jobs.items():
+        where = f"{plan.path}, line {job.line}, jobs.{name}"
         try:
             machine.resolve_type(db, job.machine_type)
         except BadRequest as error:
-            return f"{plan.path}, line {job.line}, jobs.{name}.resources: {error.message}"
+            return f"{where}.resources: {error.message}"
+        for output, declared in job.outputs.items():
+            if declared.ref is not None and (why := datasets.refusal(db, actor, declared.ref.rpartition("/")[2])):
+                return f"{where}.outputs.{output}: {why}"
     return None
 
 

@@ -147,7 +147,9 @@ def take(
 
 def _check_tools() -> None:
     if importlib.util.find_spec("tritonclient") is None:
-        raise PreconditionFailed("The tour asks with tritonclient, which is not here: pip install 'appliance[tour]'.")
+        raise PreconditionFailed(
+            "The tour asks with tritonclient, which is not here: pip install 'tritonclient[http]' numpy."
+        )
 
 
 def _project(client: Client, name: str) -> Json:
