@@ -208,8 +208,12 @@ class Asker:
                     line = None
             except (OSError, http.client.HTTPException) as error:
                 self.failures.append(f"after {len(self.answers)} answers: {error!r}")
+                if line is not None:
+                    line.close()
                 line = None
             time.sleep(0.005)  # a client's own pace, so that the machine is left to others
+        if line is not None:
+            line.close()
 
 
 def deployment(house: Running, name: str = "adder") -> dict[str, Any]:
