@@ -79,7 +79,6 @@ def listen(path: Path, user: str) -> socket.socket:
 def run(config: Config) -> int:
     """Run until SIGTERM or SIGINT; the exit code."""
     set_up_logging()
-    failing.arm()
     began = clock.monotonic()
     works = Works(config)
     admin = None
@@ -87,6 +86,7 @@ def run(config: Config) -> int:
         admin = AdminDoor(config, partial(answer, works.db, config))
         answer(works.db, config, {"do": "local_key"})
         app = create_app(works.house())
+        failing.arm()
         works.start()
         listener = listen(config.daemon_socket, config.service_user)
         _LOG.info("ready after %.2f s; data in %s", clock.monotonic() - began, config.data_dir)
