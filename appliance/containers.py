@@ -72,6 +72,16 @@ def list_of(db: Reader, owner_id: str) -> list[Container]:
     ]
 
 
+def list_kept(db: Reader, owner_id: str) -> list[Container]:
+    """Those of one owner that are or may be in the engine, the oldest first."""
+    return [
+        _container(row)
+        for row in db.all(
+            "SELECT * FROM containers WHERE owner_id = ? AND seen != 'removed' ORDER BY created_at, id", owner_id
+        )
+    ]
+
+
 def list_waiting(db: Reader) -> list[tuple[Container, str, str | None]]:
     """What is wanted and has no lease yet, with its machine type and the reason it was last told, the oldest first."""
     rows = db.all(

@@ -28,7 +28,7 @@ def create(
     project_id: str | None = None,
 ) -> Dataset:
     """A dataset without versions. Conflict when the name is taken."""
-    ids.name(name, "dataset")
+    ids.name(name, "dataset", not_like="ds")
     if project_id is not None:
         project_id = projects.require(tx, actor, project_id).id
     _refuse_taken(tx, name)
@@ -56,7 +56,7 @@ def create(
 def get_dataset(db: Reader, actor: Actor, name_or_id: str) -> Dataset:
     """The dataset of that id or name (a version in the reference is passed over)."""
     wanted = ids.ref(name_or_id, "dataset").name
-    row = db.one("SELECT * FROM datasets WHERE id = ? OR name = ?", wanted, wanted)
+    row = db.one("SELECT * FROM datasets WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC", wanted)
     if row is None or not may_see(db, actor, row):
         raise NotFound(f"There is no dataset {wanted!r} that you can see.")
     return _dataset(db, row)
@@ -82,7 +82,7 @@ def update(
     """What is given is changed, the rest stays. References by the old name find nothing afterwards."""
     dataset = CATALOG.get_to_change(tx, actor, dataset_id)
     if name is not None and name != dataset.name:
-        ids.name(name, "dataset")
+        ids.name(name, "dataset", not_like="ds")
         _refuse_taken(tx, name)
     tx.run(
         "UPDATE datasets SET name = ?, description = ?, is_public = ?, modified_at = ? WHERE id = ?",
@@ -109,12 +109,12 @@ def resolve(db: Reader, actor: Actor, ref: str) -> tuple[Dataset, Version]:
     """What `name`, `name:version`, `name:tag` or `name:latest` means at this moment."""
     parsed = ids.ref(ref, "dataset")
     dataset = get_dataset(db, actor, parsed.name)
-    return dataset, versions.get_version(db, CATALOG.owner(dataset), parsed.selector)
+    return dataset, versions.get_committed(db, CATALOG.owner(dataset), parsed.selector)
 
 
 def refusal(db: Reader, actor: Actor, name: str) -> str | None:
     """The sentence that says why a job that `actor` starts may not write to the dataset `name`, or None."""
-    row = db.one("SELECT * FROM datasets WHERE id = ? OR name = ?", name, name)
+    row = db.one("SELECT * FROM datasets WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC", name)
     if row is None:
         return None
     if not may_see(db, actor, row):
@@ -126,7 +126,7 @@ def refusal(db: Reader, actor: Actor, name: str) -> str | None:
 
 def for_output(tx: Tx, actor: Actor, name: str, project_id: str) -> Dataset:
     """The dataset that a job of `project_id` writes to: found, or created in the project."""
-    row = tx.one("SELECT * FROM datasets WHERE id = ? OR name = ?", name, name)
+    row = tx.one("SELECT * FROM datasets WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC", name)
     if row is None:
         return create(tx, actor, name=name, project_id=project_id)
     if (why := refusal(tx, actor, name)) is not None:

@@ -102,13 +102,14 @@ class Database:
         self._waiting = 0
         self._count = threading.Lock()
         self._group = _Group()
+        self._changes = 0
         self._mine = threading.local()
         self._readers: list[Any] = []
         self._listeners: list[Callable[[], None]] = []
         self._closed = False
 
     def on_commit(self, listener: Callable[[], None]) -> None:
-        """Call `listener` after every commit, in the committing thread; it must only set a flag."""
+        """Call `listener` after every commit that changed a row, in the committing thread; it must only set a flag."""
         self._listeners.append(listener)
 
     @contextmanager
@@ -126,6 +127,7 @@ class Database:
             try:
                 if group.size == 0:
                     self._writer.execute("BEGIN IMMEDIATE")
+                    self._changes = self._writer.total_changes
                 group.size += 1
                 self._writer.execute("SAVEPOINT block")
                 try:
@@ -172,8 +174,9 @@ class Database:
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
         group.done.set()
-        for listener in self._listeners:
-            listener()
+        if self._writer.total_changes != self._changes:
+            for listener in self._listeners:
+                listener()
 
     @contextmanager
     def read(self) -> Iterator[Reader]:

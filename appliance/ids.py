@@ -18,6 +18,7 @@ from appliance.errors import BadRequest
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 LATEST = "latest"
+ID_LENGTH = 13
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -28,7 +29,7 @@ def random_text(length: int) -> str:
     return "".join(secrets.choice(ALPHABET) for _ in range(length))
 
 
-def new_id(prefix: str, length: int = 13) -> str:
+def new_id(prefix: str, length: int = ID_LENGTH) -> str:
     """A fresh id such as `ds` + 13 characters; 13 characters are 67 bits, so two never meet."""
     return prefix + random_text(length)
 
@@ -37,13 +38,18 @@ def new_uuid() -> str:
     return str(uuid.uuid4())
 
 
-def name(text: str, what: str) -> str:
-    """`text` as a name of a `what` ("dataset", "project"): 1 to 100 of A-Z a-z 0-9 . _ - beginning and ending in a letter or digit."""
+def name(text: str, what: str, *, not_like: str | None = None) -> str:
+    """`text` as a name of a `what` ("dataset"): 1 to 100 of A-Z a-z 0-9 . _ -, a letter or a digit at both ends.
+
+    `not_like` is the prefix of that thing's ids: a name that could be one is refused, since references take either.
+    """
     if not _NAME.fullmatch(text):
         raise BadRequest(
             f"{text[:120]!r} cannot be the name of a {what}: use 1 to 100 letters, digits, '.', '_' or '-', "
             "beginning and ending with a letter or a digit."
         )
+    if not_like is not None and re.fullmatch(f"{not_like}[a-z0-9]{{{ID_LENGTH}}}", text):
+        raise BadRequest(f"{text!r} cannot be the name of a {what}: it looks like an id; choose another name.")
     return text
 
 

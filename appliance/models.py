@@ -37,7 +37,7 @@ def create(
     project_id: str | None = None,
 ) -> Model:
     """A model without versions. Conflict when the project has one of that name."""
-    ids.name(name, "model")
+    ids.name(name, "model", not_like="mo")
     model_type = _known_type(model_type)
     if project_id is not None:
         project_id = projects.require(tx, actor, project_id).id
@@ -104,7 +104,7 @@ def update(
     """What is given is changed, the rest stays."""
     model = CATALOG.get_to_change(tx, actor, model_id)
     if name is not None and name != model.name:
-        ids.name(name, "model")
+        ids.name(name, "model", not_like="mo")
         if tx.one("SELECT 1 AS found FROM models WHERE project_id IS ? AND name = ?", model.project_id, name):
             raise Conflict(f"A model named {name!r} is there already; choose another name.")
     tx.run(
@@ -132,7 +132,7 @@ def resolve(db: Reader, actor: Actor, ref: str, *, project_id: str | None = None
     """What `name`, `name:version`, `name:tag`, `name:latest` or the same with an id means at this moment."""
     parsed = ids.ref(ref, "model")
     model = get_model(db, actor, parsed.name, project_id=project_id)
-    return model, versions.get_version(db, CATALOG.owner(model), parsed.selector)
+    return model, versions.get_committed(db, CATALOG.owner(model), parsed.selector)
 
 
 def add_version(

@@ -21,7 +21,7 @@ _SEEN = "(?1 OR EXISTS (SELECT 1 FROM collaborators c WHERE c.project_id = p.id 
 
 def create(tx: Tx, actor: Actor, name: str) -> Project:
     """A new, empty project in which its creator works. Conflict when the name is taken, in whatever case."""
-    name = ids.name(name, "project")
+    name = ids.name(name, "project", not_like="p")
     _refuse_taken(tx, name)
     project = Project(ids.new_id("p"), name, actor.email, clock.stamp())
     tx.insert("projects", {"id": project.id, "name": name, "created_by": actor.email, "created_at": project.created_at})
@@ -58,7 +58,13 @@ def require(db: Reader, actor: Actor, project_id: str) -> Project:
 
 
 def may_see(db: Reader, actor: Actor, project_id: str) -> bool:
-    return find_project(db, actor, project_id) is not None
+    """Whether the actor may work in the project of that id; a name is no id."""
+    if actor.is_admin:
+        return db.one("SELECT 1 AS found FROM projects WHERE id = ?", project_id) is not None
+    return (
+        db.one("SELECT 1 AS found FROM collaborators WHERE project_id = ? AND user_id = ?", project_id, actor.user_id)
+        is not None
+    )
 
 
 def list_projects(db: Reader, actor: Actor, *, after: str | None = None, limit: int = 50) -> Page[Project]:
@@ -83,7 +89,7 @@ def list_projects(db: Reader, actor: Actor, *, after: str | None = None, limit: 
 def rename(tx: Tx, actor: Actor, project_id: str, name: str) -> Project:
     """The project has another name; its id and its repository stay."""
     project = require(tx, actor, project_id)
-    name = ids.name(name, "project")
+    name = ids.name(name, "project", not_like="p")
     if name == project.name:
         return project
     if name.lower() != project.name.lower():

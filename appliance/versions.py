@@ -133,6 +133,16 @@ def get_version(db: Reader, owner: Owner, selector: str | None) -> Version:
     return _version(db, row)
 
 
+def get_committed(db: Reader, owner: Owner, selector: str | None) -> Version:
+    """As `get_version`, for whoever needs its files to stay: Conflict while the version is not committed."""
+    version = get_version(db, owner, selector)
+    if version.state is not VersionState.COMMITTED:
+        raise Conflict(
+            f"Version {version.number} of {owner.kind} {owner.name!r} is not committed yet; commit it first."
+        )
+    return version
+
+
 def find_by_id(db: Reader, version_id: str) -> Version | None:
     row = db.one("SELECT * FROM versions WHERE id = ?", version_id)
     return None if row is None else _version(db, row)

@@ -127,3 +127,16 @@ def test_a_removed_member_leaves_their_projects_to_the_admins(db: Database) -> N
         projects.delete_row(tx, made.id)
     with db.read() as r:
         assert projects.find_project(r, boss, made.id) is None
+
+
+def test_a_project_named_like_anothers_id_opens_nothing(db: Database) -> None:
+    bob, eve = person(db, "bob@example.org"), person(db, "eve@example.org")
+    with db.write() as tx:
+        hidden = projects.create(tx, bob, "hidden")
+        with pytest.raises(BadRequest, match="looks like an id"):
+            projects.create(tx, eve, hidden.id)
+        own = projects.create(tx, eve, "own")
+        tx.run("UPDATE projects SET name = ? WHERE id = ?", hidden.id, own.id)
+
+        assert not projects.may_see(tx, eve, hidden.id)
+        assert projects.may_see(tx, bob, hidden.id)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from bench_of import Bench
 from web_support import person
 
-from appliance import clock, datasets, leases, models, projects, runs, versions
+from appliance import clock, datasets, deployments, leases, machine, models, projects, runs, versions
 from appliance.db import Database
 from appliance.errors import BadRequest, Conflict, NotFound, ParseError
 from appliance.records import Run
@@ -369,8 +370,9 @@ def test_a_run_that_would_write_to_a_dataset_of_others_is_refused_before_anythin
     failed = bench.start(ONE)
 
     assert (failed.state, failed.jobs) == ("failed", ())
-    assert "w.yaml, line 2, jobs.make.outputs.out: The dataset name 'digits' is taken by a project that you cannot see" in (
-        failed.message or ""
+    assert (
+        "w.yaml, line 2, jobs.make.outputs.out: The dataset name 'digits' is taken by a project that you cannot see"
+        in (failed.message or "")
     )
 
 
@@ -432,3 +434,143 @@ def test_a_container_whose_run_was_deleted_goes_and_holds_nobody_up(bench: Bench
     later = bench.start("jobs:\n" + script("make"))
     bench.finish(later, "make")
     assert bench.ended(later).state == "succeeded"
+
+
+# -- found by a sceptical reader ---------------------------------------------------------------------------------------
+
+
+def test_a_workflow_in_flow_style_runs_as_any_other(bench: Bench) -> None:
+    run = bench.start(
+        "{jobs: {a: {uses: container@v1, with: {image: 'appliance/datascience:latest', command: [sh, -c], args: ['sleep 600']},"
+        " env: {VERSION: 1.10}}}}"
+    )
+
+    container = bench.container_of(run, "a")
+
+    assert bench.world.boxes["bench", container].spec.env["VERSION"] == "1.10"
+    bench.finish(run, "a")
+    assert bench.ended(run).state == "succeeded"
+
+
+def test_a_run_whose_spec_was_spoilt_fails_and_holds_no_other_up(bench: Bench) -> None:
+    bad, good = bench.start(ONE), bench.start("jobs:\n" + script("make"))
+    with bench.db.write() as tx:
+        tx.run("UPDATE runs SET spec_text = 'jobs: [' WHERE id = ?", bad.id)
+
+    bench.finish(good, "make")
+
+    assert bench.ended(good).state == "succeeded"
+    assert "cannot be read any more" in (bench.ended(bad).message or "")
+
+
+def test_an_ask_that_waits_wakes_nobody(bench: Bench) -> None:
+    capacity = machine.cores() * machine.CPU_SHARES
+    bench.start("jobs:\n" + "".join(script(f"j{number}") for number in range(capacity + 1)))
+    for _ in range(4):
+        bench.turn()
+    heard: list[int] = []
+    bench.db.on_commit(lambda: heard.append(1))
+
+    for _ in range(5):
+        bench.turn()
+
+    assert heard == []
+
+
+REGISTER = (
+    "  register:\n    uses: create-model@v1\n    with: {name: digits, type: ONNX}\n    inputs: {model: INPUT}\n"
+    "    outputs: {model-id: {type: string}}\n"
+)
+DEPLOY = (
+    "  deploy:\n    uses: deploy@v1\n    needs: [register]\n    with: {name: digits}\n"
+    "    inputs: {model: register.outputs.model-id}\n"
+)
+
+
+def deploying(bench: Bench, more: str = "") -> Run:
+    """A run whose deploy job waits for its roll-out."""
+    text = (
+        ONE + REGISTER.replace("INPUT", "make.outputs.out").replace("with:", "needs: [make]\n    with:") + DEPLOY + more
+    )
+    run = bench.start(text)
+    (bench.outputs(run, "make") / "out" / "model.onnx").write_text("x")
+    bench.finish(run, "make")
+    bench.until(lambda: [one.state for one in bench.job(run, "deploy").attempts] == ["running"], "it rolls out")
+    return run
+
+
+def test_a_deploy_job_whose_deployment_is_deleted_fails_and_says_so(bench: Bench) -> None:
+    run = deploying(bench)
+    with bench.db.write() as tx:
+        deployment = deployments.find_by_name(tx, bench.actor, bench.project.id, "digits")
+        deployments.delete(tx, bench.actor, deployment.id)
+
+    done = bench.ended(run)
+
+    assert (done.jobs[-1].state, done.jobs[-1].message) == ("failed", "The deployment was deleted before it served.")
+
+
+def test_a_cancelled_deploy_job_does_not_deploy(bench: Bench) -> None:
+    run = deploying(bench)
+
+    with bench.db.write() as tx:
+        runs.cancel(tx, bench.actor, run.id)
+
+    assert bench.ended(run).state == "cancelled"
+    with bench.db.read() as reader:
+        deployment = deployments.find_by_name(reader, bench.actor, bench.project.id, "digits")
+    assert deployment.latest is not None
+    assert (deployment.latest.state, deployment.latest.error) == ("failed", "Cancelled by ana@example.org.")
+
+
+def test_a_deploy_job_obeys_its_timeout(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = deploying(bench, "    timeout: 30\n")
+    real = clock.now
+    monkeypatch.setattr(clock, "now", lambda: real() + timedelta(seconds=31))
+
+    assert (bench.ended(run).jobs[-1].reason) == "timeout"
+
+
+def test_a_workflows_timeout_ends_jobs_that_only_wait(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = bench.start("timeout: 60\n" + ONE)
+    runs.settle(bench.db)
+    real = clock.now
+    monkeypatch.setattr(clock, "now", lambda: real() + timedelta(seconds=61))
+
+    done = bench.ended(run)
+
+    assert (done.state, done.jobs[0].reason) == ("failed", "timeout")
+
+
+def test_what_is_not_committed_is_no_input_and_no_model(bench: Bench) -> None:
+    with bench.db.write() as tx:
+        dataset = datasets.create(tx, bench.actor, name="draft")
+        datasets.create_version(tx, bench.actor, dataset.id)
+    run = bench.start("jobs:\n" + script("a", inputs="{d: {type: dataset, with: {ref: 'draft:1'}}}"))
+
+    assert "is not committed yet; commit it first" in (bench.ended(run).jobs[0].message or "")
+
+
+def test_an_action_without_its_optional_input_fails_and_says_so(bench: Bench) -> None:
+    run = bench.start("jobs:\n" + REGISTER.replace("INPUT", "{type: dataset, optional: true, with: {ref: nowhere}}"))
+
+    done = bench.ended(run)
+
+    assert done.jobs[0].state == "failed"
+    assert "cannot do without it" in (done.jobs[0].message or "")
+
+
+def test_a_job_that_was_cancelled_while_its_image_came_never_runs(bench: Bench) -> None:
+    bench.world.pullable.add("far/away:1")
+    run = bench.start("jobs:\n  a: {uses: container@v1, with: {image: 'far/away:1'}}\n")
+    real = bench.engine.pull
+
+    def pull(name: str, progress: object = None) -> None:
+        with bench.db.write() as tx:
+            runs.cancel(tx, bench.actor, run.id)
+        real(name)
+
+    bench.engine.pull = pull  # type: ignore[method-assign,assignment]
+
+    assert bench.ended(run).state == "cancelled"
+    assert bench.world.created == 0

@@ -37,6 +37,8 @@ from appliance.store import Store, failpoints
 _LOG = logging.getLogger(__name__)
 DRAIN_S = 30
 START_S = 300
+_READY_S, _TROUBLE_S = 0.1, 1.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _FORGIVEN_S = 10.0, 600.0, 300.0
 _INSIDE = "/run/serving"
 _NOBODY = 65534
 
@@ -51,13 +53,17 @@ class Roller:
     _keys_sent: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _listening: set[str] = field(default_factory=set)
     _problems: dict[str, str] = field(default_factory=dict)
+    _patience: dict[str, tuple[int, float, float | None]] = field(default_factory=dict)
 
-    def tick(self) -> bool:
-        """One round over all deployments; True when something is on its way and wants another look soon."""
+    def tick(self) -> float | None:
+        """One round over all deployments; the seconds after which something wants another look, if nothing changes before.
+
+        Changes of rows wake the loop; only a process that is getting ready has to be asked.
+        """
         with self.db.read() as reader:
             deployments = wishes.all_deployments(reader)
             held = {deployment.id for deployment in deployments}
-        restless = False
+        restless = troubled = False
         for deployment in deployments:
             try:
                 restless |= self._roll(deployment)
@@ -65,11 +71,11 @@ class Roller:
                 raise
             except ApplianceError as error:  # one deployment's trouble (a port that somebody has) is no other's
                 self._complain(deployment, error)
-                restless = True
+                troubled = True
             else:
                 self._problems.pop(deployment.id, None)
         self._close_others(held)
-        return restless
+        return _READY_S if restless else _TROUBLE_S if troubled else None
 
     def _complain(self, deployment: Deployment, error: ApplianceError) -> None:
         """Say it once, not at every look."""
@@ -88,7 +94,7 @@ class Roller:
     def _roll(self, deployment: Deployment) -> bool:
         with self.db.read() as reader:
             specs = wishes.open_specs(reader, deployment.id)
-            replicas = {spec.id: containers.list_of(reader, spec.id) for spec in specs}
+            replicas = {spec.id: self._replicas(reader, spec) for spec in specs}
         if not deployment.enabled:
             with contextlib.suppress(ApplianceError):
                 control.HolderClient(self.config.holder_socket).close(deployment.id)
@@ -100,12 +106,11 @@ class Roller:
             match spec.state:
                 case SpecState.PENDING if current:
                     self._begin(deployment, spec, mine)
-                    restless = True
                 case SpecState.PENDING:
                     self._move(spec, SpecState.RETIRED)
                 case SpecState.STARTING if current:
                     self._try(deployment, spec, mine)
-                    restless = True
+                    restless |= any(one.seen is Seen.RUNNING for one in mine)
                 case SpecState.STARTING:
                     self._drain(spec, mine)
                 case SpecState.SERVING | SpecState.ASLEEP if current:
@@ -117,12 +122,17 @@ class Roller:
                 case SpecState.SERVING | SpecState.ASLEEP:
                     restless |= self._keep(deployment, spec, mine)
                 case SpecState.DRAINING:
-                    restless = True
                     if all(one.seen in (Seen.EXITED, Seen.REMOVED) for one in mine):
                         self._move(spec, SpecState.RETIRED)
                 case _:
                     pass
         return restless
+
+    def _replicas(self, reader: Reader, spec: DeploymentSpec) -> list[Container]:
+        """What a look needs: of a spec that serves, only what may still be there (the dead of months may be many)."""
+        if spec.state in (SpecState.SERVING, SpecState.ASLEEP):
+            return containers.list_kept(reader, spec.id)
+        return containers.list_of(reader, spec.id)
 
     # -- starting ------------------------------------------------------------------------------------------------------
 
@@ -235,8 +245,10 @@ class Roller:
             with self.db.write() as tx:
                 for replica in dead:
                     containers.want_gone(tx, replica.id)
-        if len(alive) < spec.replicas and self._may_replace(replicas):
+        if len(alive) < spec.replicas and self._may_replace(spec):
             self._add_replica(deployment, spec)
+        elif len(alive) >= spec.replicas:
+            self._is_whole(spec)
         for replica in alive:
             if replica.seen is not Seen.RUNNING:
                 continue
@@ -244,12 +256,26 @@ class Roller:
                 self._hand_over(deployment, replica)
             elif replica.id in self._listening:
                 self._send_keys(deployment, replica)
-        return len(alive) < spec.replicas or any(one.id not in self._listening for one in alive)
+        return any(one.seen is Seen.RUNNING and one.id not in self._listening for one in alive)
 
-    def _may_replace(self, replicas: list[Container]) -> bool:
-        """A replica that keeps ending is replaced at most every 10 seconds."""
-        newest = max((one.created_at for one in replicas), default="")
-        return newest < clock.stamp(clock.now() - timedelta(seconds=10))
+    def _may_replace(self, spec: DeploymentSpec) -> bool:
+        """A first replacement at once; a replica that keeps ending is replaced after 10 s, 20 s, … 10 min."""
+        times, next_at, _ = self._patience.get(spec.id, (0, 0.0, None))
+        if clock.monotonic() < next_at:
+            return False
+        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0**times)
+        self._patience[spec.id] = (times + 1, clock.monotonic() + pause_s, None)
+        return True
+
+    def _is_whole(self, spec: DeploymentSpec) -> None:
+        """All replicas are there; after five minutes of that, earlier endings are forgotten."""
+        if spec.id not in self._patience:
+            return
+        times, next_at, since = self._patience[spec.id]
+        since = clock.monotonic() if since is None else since
+        self._patience[spec.id] = (times, next_at, since)
+        if clock.monotonic() - since > _FORGIVEN_S:
+            del self._patience[spec.id]
 
     def _drain(self, spec: DeploymentSpec, replicas: list[Container]) -> None:
         """The replicas are stopped in good order (TERM lets them answer what they have begun)."""

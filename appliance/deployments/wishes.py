@@ -19,7 +19,7 @@ from appliance import catalog, clock, containers, events, ids, machine, models, 
 from appliance.config import Config
 from appliance.db import Reader, Row, Tx
 from appliance.errors import BadRequest, Conflict, NotFound
-from appliance.records import Actor, Container, Deployment, DeploymentKey, DeploymentSpec, Page
+from appliance.records import Actor, Container, Deployment, DeploymentKey, DeploymentSpec, Page, Project
 from appliance.states import SPEC_FINAL, SPEC_MOVES, SpecState
 
 MOST_REPLICAS = 16
@@ -96,6 +96,8 @@ def apply(
     )
     if row is None and deployment_id:
         raise NotFound(f"There is no deployment {deployment_id!r} in the project {project.name!r}.")
+    if row is not None and row["name"] != wanted["name"]:
+        _refuse_taken(tx, project, wanted["name"])
     found_id = row["id"] if row else _insert(tx, actor, project.id, wanted["name"], ports)
     enabled = wanted["enabled"] and wanted["replicas"] > 0
     tx.run("UPDATE deployments SET enabled = ?, name = ? WHERE id = ?", int(enabled), wanted["name"], found_id)
@@ -124,6 +126,11 @@ def apply(
     )
     events.record(tx, actor, "deployment.updated", found_id, text, project_id=project.id)
     return get_deployment(tx, actor, found_id)
+
+
+def _refuse_taken(tx: Tx, project: Project, name: str) -> None:
+    if tx.one("SELECT 1 AS found FROM deployments WHERE project_id = ? AND name = ?", project.id, name):
+        raise Conflict(f"The project {project.name!r} has a deployment {name!r} already; choose another name.")
 
 
 def _insert(tx: Tx, actor: Actor, project_id: str, name: str, ports: tuple[int, int] | None) -> str:
@@ -230,8 +237,10 @@ def change(
     replicas: int | None = None,
     model: str | None = None,
 ) -> Deployment:
-    """What is given is changed and rolled out as a new spec; switched off, nothing serves but everything is kept."""
+    """What is given is changed and rolled out as a new spec; switched off (alone), nothing is rolled out, nothing serves but everything is kept."""
     deployment = get_deployment(tx, actor, deployment_id)
+    if enabled is False and replicas is None and model is None:
+        return _switch_off(tx, actor, deployment)
     if deployment.latest is None:
         raise Conflict(f"The deployment {deployment.name!r} has no configuration yet; apply one.")
     config = {key: deployment.latest.config[key] for key in ("name", "replicas", "machineType", "threads")}
@@ -241,6 +250,15 @@ def change(
     if enabled and config["replicas"] == 0:
         config["replicas"] = 1
     return apply(tx, actor, project_id=deployment.project_id, config=config, deployment_id=deployment.id)
+
+
+def _switch_off(tx: Tx, actor: Actor, deployment: Deployment) -> Deployment:
+    """Nothing is resolved, so it works whatever became of the model."""
+    if deployment.enabled:
+        tx.run("UPDATE deployments SET enabled = 0 WHERE id = ?", deployment.id)
+        text = f"{actor.email} switched the deployment {deployment.name} off."
+        events.record(tx, actor, "deployment.updated", deployment.id, text, project_id=deployment.project_id)
+    return get_deployment(tx, actor, deployment.id)
 
 
 def set_enabled(tx: Tx, actor: Actor, deployment_id: str, enabled: bool) -> Deployment:
@@ -348,6 +366,16 @@ def find_spec_of(db: Reader, origin: str) -> DeploymentSpec | None:
     """The spec that a deploy job's attempt made."""
     row = db.one("SELECT * FROM deployment_specs WHERE origin = ?", origin)
     return None if row is None else read_spec(row)
+
+
+def give_up(tx: Tx, origin: str, message: str) -> None:
+    """The spec that a deploy job's attempt made does not come to serve, if it does not yet: what served goes on."""
+    spec = find_spec_of(tx, origin)
+    if spec is None or spec.state not in (SpecState.PENDING, SpecState.STARTING):
+        return
+    if move_spec(tx, spec, SpecState.FAILED, error=message):
+        for container in containers.list_of(tx, spec.id):
+            containers.want_gone(tx, container.id)
 
 
 def all_deployments(db: Reader) -> list[Deployment]:

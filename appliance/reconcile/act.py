@@ -23,7 +23,7 @@ from appliance.records import Container, Sighting
 from appliance.runtime.engine import Engine
 from appliance.runtime.gpus import Gpus
 from appliance.runtime.watch import LogPump
-from appliance.states import LeaseState, Reason, Seen
+from appliance.states import LeaseState, Reason, Seen, Want
 from appliance.store import failpoints
 
 _LOG = logging.getLogger(__name__)
@@ -144,6 +144,10 @@ class Reconciler:
             if not self._engine.image_exists(container.spec.image):
                 self._pull(container)
             failpoints.hit("container.wanted")
+            with self._db.read() as reader:
+                now = containers.find_container(reader, container.id)
+            if now is None or now.want is Want.GONE:
+                return  # cancelled during the pull; the next look takes care
             self._engine.create(container.spec)
             failpoints.hit("container.created")
             self._engine.start(container.id)

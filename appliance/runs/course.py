@@ -10,10 +10,12 @@ Why: after a crash the same calls find the same rows and go on.
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 
 from appliance import clock, containers, deployments, events, ids, versions, workflows
 from appliance.db import Database, Reader, Tx
+from appliance.errors import ApplianceError, DurabilityLost
 from appliance.records import SYSTEM, Attempt, Container, Job, Run
 from appliance.runs import rows
 from appliance.states import (
@@ -29,6 +31,8 @@ from appliance.states import (
 )
 from appliance.store import failpoints
 
+_LOG = logging.getLogger(__name__)
+
 
 def settle(db: Database) -> list[str]:
     """Move every run that has not ended as far as its rows allow; the ids of the runs that ended by it."""
@@ -36,9 +40,15 @@ def settle(db: Database) -> list[str]:
         due = [run_id for run_id in rows.open_run_ids(reader) if _is_due(reader, run_id)]
     ended = []
     for run_id in due:
-        with db.write() as tx:
-            if _settle_run(tx, run_id):
-                ended.append(run_id)
+        try:
+            with db.write() as tx:
+                if _settle_run(tx, run_id):
+                    ended.append(run_id)
+        except DurabilityLost:
+            raise
+        except Exception:
+            # One run's trouble holds no other up.
+            _LOG.exception("run %s could not be settled; it is tried again", run_id)
         failpoints.hit("run.settled")
     return ended
 
@@ -48,7 +58,10 @@ def _is_due(db: Reader, run_id: str) -> bool:
     run = rows.run_by_id(db, run_id)
     if all(job.state in JOB_FINAL for job in run.jobs):
         return True
-    plan = rows.plan_of(run)
+    try:
+        plan = rows.plan_of(run)
+    except ApplianceError:
+        return True
     readiness = workflows.ready_jobs(plan, {job.name: job.state for job in run.jobs})
     if readiness.ready or readiness.skipped:
         return True
@@ -59,7 +72,11 @@ def _settle_run(tx: Tx, run_id: str) -> bool:
     run = rows.find_run(tx, run_id)
     if run is None or run.finished_at is not None:
         return False
-    plan = rows.plan_of(run)
+    try:
+        plan = rows.plan_of(run)
+    except ApplianceError as error:
+        rows.move_run(tx, run, RunState.FAILED, f"Its workflow cannot be read any more: {error.message}")
+        return True
     readiness = workflows.ready_jobs(plan, {job.name: job.state for job in run.jobs})
     by_name = {job.name: job for job in run.jobs}
     for name in readiness.skipped:
@@ -70,9 +87,9 @@ def _settle_run(tx: Tx, run_id: str) -> bool:
     for job in rows.run_by_id(tx, run_id).jobs:
         if job.state is JobState.READY:
             _attempt(tx, run, job)
-    for attempt, sentence in _overdue(tx, run):
+    for attempt, sentence in _overdue(tx, rows.run_by_id(tx, run_id)):
         stop(tx, attempt, Reason.TIMEOUT, sentence)
-    for attempt, reason, sentence in _rolled(tx, run):
+    for attempt, reason, sentence in _rolled(tx, rows.run_by_id(tx, run_id)):
         stop(tx, attempt, reason, sentence)
     return _end(tx, rows.run_by_id(tx, run_id))
 
@@ -100,12 +117,17 @@ def _still_pending(tx: Tx, run_id: str) -> bool:
 def _overdue(db: Reader, run: Run) -> list[tuple[Attempt, str]]:
     now = clock.stamp()
     found = []
+    of_run = rows.plan_of(run).timeout_s
+    over = of_run is not None and clock.stamp(clock.parse(run.created_at) + timedelta(seconds=of_run)) <= now
     for job in run.jobs:
         for attempt in job.attempts:
-            if attempt.state is AttemptState.RUNNING:
-                deadline = db.value("SELECT deadline_at FROM attempts WHERE id = ?", attempt.id)
-                if deadline is not None and deadline <= now:
-                    found.append((attempt, "It was stopped because it ran longer than its timeout."))
+            if attempt.state not in (AttemptState.QUEUED, AttemptState.LEASED, AttemptState.RUNNING):
+                continue
+            deadline = db.value("SELECT deadline_at FROM attempts WHERE id = ?", attempt.id)
+            if deadline is not None and deadline <= now:
+                found.append((attempt, "It was stopped because it ran longer than its timeout."))
+            elif over:
+                found.append((attempt, "It was stopped because the run took longer than the workflow's timeout."))
     return found
 
 
@@ -116,10 +138,12 @@ def _rolled(db: Reader, run: Run) -> list[tuple[Attempt, Reason, str]]:
         if not job.uses.startswith("deploy@"):
             continue
         for attempt in job.attempts:
-            spec = deployments.find_spec_of(db, attempt.id) if attempt.state is AttemptState.RUNNING else None
-            if spec is None:
+            if attempt.state is not AttemptState.RUNNING:
                 continue
-            if spec.state in (SpecState.SERVING, SpecState.ASLEEP, SpecState.DRAINING, SpecState.RETIRED):
+            spec = deployments.find_spec_of(db, attempt.id)
+            if spec is None:
+                found.append((attempt, Reason.ACTION, "The deployment was deleted before it served."))
+            elif spec.state in (SpecState.SERVING, SpecState.ASLEEP, SpecState.DRAINING, SpecState.RETIRED):
                 found.append((attempt, Reason.FINISHED, "It serves."))
             elif spec.state is SpecState.FAILED:
                 found.append((attempt, Reason.ACTION, f"The deployment did not start: {spec.error}"))
@@ -152,6 +176,8 @@ def stop(tx: Tx, attempt: Attempt, reason: Reason, message: str) -> None:
     rows.move_attempt(tx, attempt, AttemptState.STOPPING, reason=reason, message=message)
     if attempt.container_id is not None:
         containers.want_gone(tx, attempt.container_id)
+    if reason in (Reason.CANCELLED, Reason.TIMEOUT):
+        deployments.give_up(tx, attempt.id, message)
 
 
 def finish(tx: Tx, attempt_id: str, outputs: dict[str, dict[str, str]]) -> Job:
@@ -183,21 +209,21 @@ def leased(tx: Tx, container: Container) -> None:
 
 
 def container_started(tx: Tx, container: Container) -> None:
-    """The attempt runs; its deadline is set from its job's timeout and its run's."""
+    """The attempt runs, and its job's timeout counts from now."""
     attempt = rows.find_attempt(tx, container.owner_id)
     if attempt is None or attempt.state is not AttemptState.LEASED:
         return
     rows.move_attempt(tx, attempt, AttemptState.RUNNING)
+    set_deadline(tx, attempt)
+
+
+def set_deadline(tx: Tx, attempt: Attempt) -> None:
+    """The attempt has begun: its job's timeout counts from now. (The workflow's counts from the run's own beginning.)"""
     job = rows.job_by_id(tx, attempt.job_id)
-    run = rows.run_by_id(tx, job.run_id)
-    plan = rows.plan_of(run)
-    limits = []
-    if (of_job := plan.jobs[job.name].timeout_s) is not None:
-        limits.append(clock.now() + timedelta(seconds=of_job))
-    if plan.timeout_s is not None and run.started_at is not None:
-        limits.append(clock.parse(run.started_at) + timedelta(seconds=plan.timeout_s))
-    if limits:
-        tx.run("UPDATE attempts SET deadline_at = ? WHERE id = ?", clock.stamp(min(limits)), attempt.id)
+    of_job = rows.plan_of(rows.run_by_id(tx, job.run_id)).jobs[job.name].timeout_s
+    if of_job is not None:
+        at = clock.stamp(clock.now() + timedelta(seconds=of_job))
+        tx.run("UPDATE attempts SET deadline_at = ? WHERE id = ?", at, attempt.id)
 
 
 def container_ended(tx: Tx, container: Container, reason: Reason | None = None) -> None:

@@ -12,6 +12,8 @@ Why: a user's YAML decides names and commands; where things lie on the host is d
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from pathlib import Path
 from appliance import accounts, containers, datasets, deployments, events, machine, models, versions, workflows
 from appliance.config import Config
 from appliance.db import Database, Reader, Tx
-from appliance.errors import ApplianceError, BadRequest, DurabilityLost, NotFound
+from appliance.errors import ApplianceError, BadRequest, DiskFull, DurabilityLost, NotFound, Stale
 from appliance.records import SYSTEM, Actor, Attempt, ContainerSpec, Job, Mount, Role, Run, Tree
 from appliance.repos import Repos
 from appliance.runs import course, rows
@@ -94,13 +96,32 @@ def prepare(shop: Workshop, attempt_id: str) -> None:
                 _deploy(shop, run, attempt, plan.with_, found)
             case action:
                 _want_container(shop, run, job, attempt, plan, action, found)
-    except DurabilityLost:
+    except (DurabilityLost, Stale):
         raise
     except ApplianceError as error:
-        reason = Reason.INPUT_MISSING if isinstance(error, NotFound) else Reason.ACTION
-        say(shop, attempt.id, error.message)
-        with shop.db.write() as tx:
-            course.stop(tx, rows.attempt_by_id(tx, attempt.id), reason, error.message)
+        _refuse(shop, attempt.id, _reason_of(error), error.message)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        sentence = "The disk is full." if full else f"Its folders could not be made: {error.strerror}."
+        _refuse(shop, attempt.id, Reason.DISK_FULL if full else Reason.ACTION, sentence)
+
+
+def _reason_of(error: ApplianceError) -> Reason:
+    match error:
+        case NotFound():
+            return Reason.INPUT_MISSING
+        case DiskFull():
+            return Reason.DISK_FULL
+        case _:
+            return Reason.ACTION
+
+
+def _refuse(shop: Workshop, attempt_id: str, reason: Reason, sentence: str) -> None:
+    """The attempt stops before it began, and says why."""
+    with shop.db.write() as tx:
+        course.stop(tx, rows.attempt_by_id(tx, attempt_id), reason, sentence)
+    with contextlib.suppress(OSError):
+        say(shop, attempt_id, sentence)
 
 
 def actor_of(db: Reader, run: Run) -> Actor:
@@ -232,6 +253,13 @@ def _want_container(
     failpoints.hit("attempt.wanted")
 
 
+def _required(found: Mapping[str, Found], name: str) -> Found:
+    """An input that may be left out in general, but not for this action."""
+    if name not in found:
+        raise NotFound(f"The job's input {name!r} is not there, and the action cannot do without it.")
+    return found[name]
+
+
 def _input_mount(shop: Workshop, folder: Path, name: str, one: Found) -> Mount:
     target = f"/inputs/{name}"
     if one.root is not None:
@@ -288,7 +316,7 @@ def _create_model(
     shop: Workshop, run: Run, job: Job, attempt: Attempt, action: workflows.CreateModel, found: Mapping[str, Found]
 ) -> None:
     """The dataset version in input `model` becomes a version of the model; one transaction with the job's end."""
-    root = found["model"].root
+    root = _required(found, "model").root
     assert root is not None
     metadata = models.metadata_of(shop.store, root)
     with shop.db.write() as tx:
@@ -328,7 +356,7 @@ def _pass_through(tx: Tx, attempt: Attempt) -> None:
 
 def _deploy(shop: Workshop, run: Run, attempt: Attempt, action: workflows.Deploy, found: Mapping[str, Found]) -> None:
     """A new spec of the deployment; the attempt runs until the roll-out has ended (course.settle sees to it)."""
-    ref = (found["model"].text or "").strip()
+    ref = (_required(found, "model").text or "").strip()
     config = {"name": action.name, "model": ref, "replicas": action.replicas, "threads": action.threads or 1}
     if action.machine_type is not None:
         config["machineType"] = action.machine_type
@@ -339,5 +367,6 @@ def _deploy(shop: Workshop, run: Run, attempt: Attempt, action: workflows.Deploy
         moved = rows.attempt_by_id(tx, attempt.id)
         for state in (AttemptState.LEASED, AttemptState.RUNNING):
             moved = rows.move_attempt(tx, moved, state)
+        course.set_deadline(tx, moved)
     failpoints.hit("spec.applied")
     say(shop, attempt.id, f"Rolling out the deployment {deployment.name} with model {ref} …")

@@ -37,9 +37,12 @@ def plan_of(run: Run, path: str | None = None) -> workflows.Plan:
 
 @lru_cache(maxsize=128)
 def _plan(text: str, path: str) -> workflows.Plan:
-    if text.lstrip().startswith("{"):
-        return workflows.parse_mapping(json.loads(text), path)
-    return workflows.parse(text, path)
+    """A spec that came as JSON is kept as `json.dumps` writes it, letter for letter; anything else is YAML."""
+    try:
+        spec = json.loads(text)
+    except (ValueError, RecursionError):
+        return workflows.parse(text, path)
+    return workflows.parse_mapping(spec, path) if json.dumps(spec) == text else workflows.parse(text, path)
 
 
 def read_run(db: Reader, row: Row) -> Run:

@@ -20,7 +20,7 @@ from appliance.db import Database, Reader, Tx
 from appliance.errors import BadRequest, Conflict, NotFound, ParseError
 from appliance.records import Actor, Job, Page, Run, Workflow
 from appliance.repos import Repos
-from appliance.runs import rows
+from appliance.runs import course, rows
 from appliance.states import RUN_FINAL, AttemptState, JobState, Reason, RunState
 
 FOLDER = ".gradient/workflows"
@@ -219,9 +219,7 @@ def cancel(tx: Tx, actor: Actor, run_id: str) -> Run:
             rows.move_job(tx, job, JobState.CANCELLED, reason=Reason.CANCELLED, message=sentence)
         for attempt in job.attempts:
             if attempt.state in (AttemptState.QUEUED, AttemptState.LEASED, AttemptState.RUNNING):
-                rows.move_attempt(tx, attempt, AttemptState.STOPPING, reason=Reason.CANCELLED, message=sentence)
-                if attempt.container_id is not None:
-                    containers.want_gone(tx, attempt.container_id)
+                course.stop(tx, attempt, Reason.CANCELLED, sentence)
     events.record(
         tx, actor, "run.cancelled", run.id, f"{actor.email} cancelled run {run.number}.", project_id=run.project_id
     )
