@@ -221,5 +221,7 @@ def test_one_push_survives_a_daemon_that_dies_at_every_step_once(main: Main) -> 
     main.house.start_daemon()
     main.come_out_right()
 
-    # An attempt whose versions are committed is not collected again; at the last places nothing is left to wait for.
-    assert set(PLACES) - set(places) <= {"attempt.collected", "spec.retired", "replica.seen.removed"}
+    # A job may end while the daemon is away, one whose versions are committed is not collected again, and at the last
+    # places nothing is left to wait for.
+    may_miss = {"attempt.seen.running", "attempt.collected", "spec.retired", "replica.seen.removed"}
+    assert set(PLACES) - set(places) <= may_miss
