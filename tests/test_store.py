@@ -405,6 +405,39 @@ def test_a_view_that_is_mounted_outlives_its_version(store: Store, tmp_path: Pat
     assert not view.exists()
 
 
+def test_a_view_that_is_asked_for_while_a_collection_runs_stays(store: Store, tmp_path: Path) -> None:
+    old = store.put_tree(lay_out(tmp_path / "old", {"f": b"old"}), move=True)
+    new = store.put_tree(lay_out(tmp_path / "new", {"f": b"new"}), move=True)
+    views: list[Path] = []
+
+    def rows() -> list[str]:
+        store.publish(new)  # committed and mounted just after this reader's snapshot
+        views.append(store.mount_of(new.root))
+        return [old.root]
+
+    store.collect(rows, keep_views=lambda: [old.root])
+
+    assert (views[0] / "f").read_bytes() == b"new"
+    store.collect(lambda: [old.root])
+    assert not views[0].exists()
+
+
+def test_which_views_are_mounted_is_asked_after_the_collection_has_begun(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", reserve_mib=0, floor_bytes=0, views_kept=0)
+    tree = store.put_tree(lay_out(tmp_path / "source", {"f": b"1"}), move=False)
+    view = store.mount_of(tree.root)
+    pins: list[str] = []
+
+    def rows() -> list[str]:
+        pins.append(tree.root)  # a job that was prepared before pins its input now
+        return [tree.root]
+
+    store.collect(rows, keep_views=lambda: pins)
+
+    assert (view / "f").read_bytes() == b"1"
+    store.close()
+
+
 def test_only_the_views_used_last_are_kept(tmp_path: Path) -> None:
     store = Store(tmp_path / "store", reserve_mib=0, floor_bytes=0, views_kept=2)
     roots = [store.put_tree(lay_out(tmp_path / str(n), {"f": b"%d" % n}), move=False).root for n in range(4)]

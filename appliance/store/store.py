@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -214,24 +214,27 @@ class Store:
         self,
         live_roots: Iterable[str] | Callable[[], Iterable[str]],
         *,
-        keep_views: Collection[str] = (),
+        keep_views: Iterable[str] | Callable[[], Iterable[str]] = (),
     ) -> Collected:
         """Objects that no live root and no tree being stored needs are gone; so are views without use.
 
         Give a function: it is called after the collection has begun, so a version published meanwhile is either in its
         answer or still held. Of a list only this is known: what was published in the last minute may be missing in it,
-        and is kept. `keep_views` are roots whose views are mounted. Works on a full disk. Raises Corrupt, and removes
+        and is kept. `keep_views` are roots whose views are mounted, as a list or (better) a function too; a view that
+        `mount_of` gave out since the collection began stays in any case. Works on a full disk. Raises Corrupt, and removes
         nothing, when a live directory cannot be read.
         """
         with self._collecting, disk.translated("collecting what is no longer needed"):
             if self._layout.is_short():
                 self._layout.give_up_reserve()
             self._layout.empty_trash()
+            self._views.begin_trim()
             self._objects.begin_sweep()
             try:
                 live = {tree.digits_of(root) for root in self._live(live_roots)}
                 reached = tree.reach(self._objects.node, live)
-                self._views.trim(live, {tree.digits_of(root) for root in keep_views}, self._views_kept)
+                mounted = keep_views() if callable(keep_views) else keep_views
+                self._views.trim(live, {tree.digits_of(root) for root in mounted}, self._views_kept)
                 count, size_bytes = self._objects.sweep(reached)
             finally:
                 self._objects.end_sweep()

@@ -34,6 +34,7 @@ class Views:
         self._floor_bytes = floor_bytes
         self._lock = threading.Lock()
         self._building: dict[str, threading.Lock] = {}
+        self._asked: set[str] = set()
 
     def make(self) -> None:
         """Views of an earlier boot are out of the way: a power cut may have torn them."""
@@ -51,6 +52,7 @@ class Views:
             if not view.is_dir():
                 self._build(digits, view)
             os.utime(view)
+            self._asked.add(digits)
         return view
 
     def count(self) -> int:
@@ -62,13 +64,21 @@ class Views:
         found = [entry for entry in self._folder.iterdir() if len(entry.name) == 64]
         return [entry.name for entry in sorted(found, key=lambda entry: entry.stat().st_mtime_ns, reverse=True)]
 
+    def begin_trim(self) -> None:
+        """What is asked for from now on stays in the next `trim`. Call it before what `trim` is told is read."""
+        self._asked = set()
+
     def trim(self, live: Collection[str], needed: Collection[str], kept: int) -> None:
-        """Views of dead roots are gone, and of the live ones all but the `kept` last used; those `needed` stay."""
+        """Views of dead roots are gone, and of the live ones all but the `kept` last used.
+
+        Those `needed` stay, and those asked for since `begin_trim`: their roots may be newer than `live` and `needed`.
+        """
         names = [name for name in self.names() if name not in needed]
         alive = [name for name in names if name in live]
         for name in {*names} - {*alive[:kept]}:
             with self._lock_of(name):
-                self._layout.throw_away_one(self._folder / name)
+                if name not in self._asked:
+                    self._layout.throw_away_one(self._folder / name)
 
     def _lock_of(self, digits: str) -> threading.Lock:
         with self._lock:
