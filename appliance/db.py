@@ -19,13 +19,13 @@ from __future__ import annotations
 import sqlite3 as stdlib_sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pysqlite3.dbapi2 as sqlite
 
-from appliance.errors import ApplianceError, DiskFull, PreconditionFailed
+from appliance.errors import ApplianceError, DiskFull, DurabilityLost, PreconditionFailed
 
 OLDEST_SQLITE = (3, 51, 3)
 GROUP = 64
@@ -106,15 +106,26 @@ class Database:
         self._mine = threading.local()
         self._readers: list[Any] = []
         self._listeners: list[Callable[[], None]] = []
+        self._failure_listeners: list[Callable[[BaseException], None]] = []
+        self._lost: DurabilityLost | None = None
         self._closed = False
 
     def on_commit(self, listener: Callable[[], None]) -> None:
         """Call `listener` after every commit that changed a row, in the committing thread; it must only set a flag."""
         self._listeners.append(listener)
 
+    def on_failure(self, listener: Callable[[BaseException], None]) -> None:
+        """Call `listener` when the disk failed while a change was written; it must only set a flag."""
+        self._failure_listeners.append(listener)
+
     @contextmanager
     def write(self) -> Iterator[Tx]:
-        """One atomic, durable change: all of the block, or (when it raises) nothing of it."""
+        """One atomic, durable change: all of the block, or (when it raises) nothing of it.
+
+        DurabilityLost says that this is not known: the disk failed under the change. No later change is taken.
+        """
+        if self._lost is not None:
+            raise DurabilityLost(self._lost.message)
         assert not getattr(self._mine, "writing", False), "a write inside a write"
         with self._count:
             self._waiting += 1
@@ -137,7 +148,7 @@ class Database:
                     self._undo_block(group, error)
                     raise
             except sqlite.Error as error:
-                raise _translated(error) from error
+                raise self._told(_translated(error)) from error
             finally:
                 self._end_block(group)
         finally:
@@ -145,7 +156,15 @@ class Database:
             self._lock.release()
         group.done.wait()
         if group.error is not None:
-            raise group.error
+            raise self._told(group.error)
+
+    def _told(self, error: BaseException) -> BaseException:
+        """`error`, of which the listeners know if the daemon has to end."""
+        if isinstance(error, DurabilityLost) and self._lost is None:
+            self._lost = error
+            for listener in self._failure_listeners:
+                listener(error)
+        return error
 
     def _undo_block(self, group: _Group, error: BaseException) -> None:
         """Take back one block. SQLite itself takes back the whole transaction on a full disk: then all of the group failed."""
@@ -194,7 +213,7 @@ class Database:
         try:
             yield Reader(connection)
         except sqlite.Error as error:
-            raise _translated(error) from error
+            raise _translated(error, reading=True) from error
         finally:
             connection.execute("COMMIT")
 
@@ -215,7 +234,8 @@ class Database:
             self._closed = True
             for connection in self._readers:
                 connection.close()
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            with suppress(sqlite.Error):  # what is not carried over stays in the WAL, and the next start reads it there
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._writer.close()
 
 
@@ -233,13 +253,18 @@ def _connect(path: Path, *, read_only: bool = False) -> Any:
     return connection
 
 
-def _translated(error: BaseException) -> ApplianceError:
-    text = str(error)
-    if "full" in text or "disk I/O" in text:
+def _translated(error: BaseException, *, reading: bool = False) -> ApplianceError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite.SQLITE_FULL:
         return DiskFull(
             "The disk that holds the database is full; free some space, and nothing that was saved is lost."
         )
-    return ApplianceError(f"The database refused a change: {text}.")
+    if code == sqlite.SQLITE_IOERR:
+        what = f"({error}); check the disk and the system's log."
+        if reading:
+            return ApplianceError(f"The disk that holds the database could not be read {what}")
+        return DurabilityLost(f"The disk that holds the database failed while a change was written {what}")
+    return ApplianceError(f"The database refused a change: {error}.")
 
 
 def open_database(path: Path) -> Database:

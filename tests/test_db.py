@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from appliance import db as database
 from appliance import schema
 from appliance.db import Database, open_database
-from appliance.errors import ApplianceError, PreconditionFailed
-from waiting import wait_until
+from appliance.errors import ApplianceError, DiskFull, DurabilityLost, PreconditionFailed
 
 pytestmark = pytest.mark.fast
 
@@ -125,6 +128,46 @@ def test_a_refused_statement_is_an_error_of_ours(db: Database) -> None:
         tx.insert("machine_types", {"name": "x", "cpus": -1, "memory_mib": 1})
 
     assert count(db) == 0
+
+
+@contextmanager
+def failing_disk(path: Path) -> Iterator[None]:
+    """The kernel refuses every byte that would make a file of this process larger than the database's log is now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.with_name(f"{path.name}-wal").stat().st_size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_fails_under_a_commit_ends_the_writing_and_is_no_full_disk(db: Database) -> None:
+    heard: list[BaseException] = []
+    db.on_failure(heard.append)
+
+    with pytest.raises(DurabilityLost, match="failed while"), failing_disk(db.path), db.write() as tx:
+        tx.insert("settings", {"name": "t-1", "value": "x"})
+    with pytest.raises(DurabilityLost), db.write() as tx:
+        tx.insert("settings", {"name": "t-2", "value": "x"})
+
+    assert len(heard) == 1
+    assert count(db) == 0
+
+
+def test_a_full_disk_is_no_lost_write_and_what_comes_after_it_is_taken(db: Database) -> None:
+    heard: list[BaseException] = []
+    db.on_failure(heard.append)
+    pages = db._writer.execute("PRAGMA page_count").fetchone()[0]
+
+    db._writer.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(DiskFull), db.write() as tx:
+        tx.insert("settings", {"name": "t-1", "value": "x" * 100_000})
+    db._writer.execute("PRAGMA max_page_count=1000000")
+    with db.write() as tx:
+        tx.insert("settings", {"name": "t-2", "value": "x" * 100_000})
+
+    assert heard == []
+    assert count(db) == 1
 
 
 def test_a_backup_is_a_whole_copy_made_beside_the_writer(db: Database, tmp_path: Path) -> None:

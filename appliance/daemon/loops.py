@@ -17,15 +17,26 @@ from appliance.errors import ApplianceError, DurabilityLost
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_PAUSE_S = 30.0
+STUCK_S = 120.0
 
 
 class Loop:
-    """Calls `tick` in a thread of its own. `tick` may return the seconds until it wants to be called again."""
+    """Calls `tick` in a thread of its own. `tick` may return the seconds until it wants to be called again.
+
+    A tick that goes on for more than `patience_s` is stuck; None: it may be as long as its work.
+    """
 
     def __init__(
-        self, name: str, tick: Callable[[], float | None], interval_s: float, fail: Callable[[BaseException], None]
+        self,
+        name: str,
+        tick: Callable[[], float | None],
+        interval_s: float,
+        fail: Callable[[BaseException], None],
+        *,
+        patience_s: float | None = STUCK_S,
     ) -> None:
         self.name = name
+        self._patience_s = patience_s
         self._tick, self._interval_s, self._fail = tick, interval_s, fail
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -51,6 +62,9 @@ class Loop:
         """For how long the present tick has been going on; 0 between ticks."""
         began = self._began
         return 0.0 if began is None else clock.monotonic() - began
+
+    def is_stuck(self) -> bool:
+        return self._patience_s is not None and self.stuck_for_s() > self._patience_s
 
     def is_dead(self) -> bool:
         return not self._thread.is_alive() and not self._stopping.is_set()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from appliance.config import Config
 from appliance.daemon.lock import Lock
 from appliance.daemon.loops import Loop
 from appliance.db import Database, Reader, open_database
+from appliance.errors import ApplianceError, DurabilityLost
 from appliance.gateway import Gateway, Route
 from appliance.janitor import Janitor
 from appliance.reconcile import Reconciler
@@ -35,7 +36,6 @@ from appliance.store import Store
 from appliance.web.house import House
 
 _LOG = logging.getLogger(__name__)
-STUCK_S = 120.0
 _HOOKS_FIRST_S = 1.5
 _ROUTES_EVERY_S = 600.0
 
@@ -75,6 +75,7 @@ class Works:
         self.lock.take()
         self.failed = threading.Event()
         self.db = open_data(config)
+        self.db.on_failure(self.fail)
         self.gpus = Gpus()
         with self.db.write() as tx:
             self.instance = machine.instance(tx)
@@ -104,7 +105,7 @@ class Works:
             "reconcile": Loop("reconcile", self._reconcile, 5.0, self.fail),
             "roll": Loop("roll", self._roll, 5.0, self.fail),
             "gateway": Loop("gateway", self._routes, 30.0, self.fail),
-            "janitor": Loop("janitor", self._clean, 30.0, self.fail),
+            "janitor": Loop("janitor", self._clean, 30.0, self.fail, patience_s=None),
         }
         self._watch = Watch(self.engine, self.loops["reconcile"].wake)
         self._hooks: HookServer | None = None
@@ -124,21 +125,31 @@ class Works:
         self._pushes.start()
 
     def stop(self) -> None:
-        """Everything ends in order; containers go on."""
+        """Everything ends in order, whatever of it had begun and whatever will not end; containers go on."""
         self._stopping.set()
+        ends: list[Callable[[], None]] = [
+            self._watch.stop,
+            *(loop.stop for loop in self.loops.values()),
+            self.reconciler.close,
+            self.pump.stop,
+            self.logs.close,
+            self._join_pushes,
+            self.store.close,
+            self.gpus.close,
+            self.db.close,
+            self.lock.release,
+        ]
         if self._hooks is not None:
-            self._hooks.close()
-        self._watch.stop()
-        for loop in self.loops.values():
-            loop.stop()
-        self.reconciler.close()
-        self.pump.stop()
-        self.logs.close()
-        self._pushes.join(5)
-        self.store.close()
-        self.gpus.close()
-        self.db.close()
-        self.lock.release()
+            ends.insert(0, self._hooks.close)
+        for end in ends:
+            try:
+                end()
+            except Exception:
+                _LOG.exception("something did not end in order; the rest still does")
+
+    def _join_pushes(self) -> None:
+        if self._pushes.is_alive():
+            self._pushes.join(5)
 
     def wake(self) -> None:
         """Every loop that acts on rows looks at once."""
@@ -155,7 +166,7 @@ class Works:
         for loop in self.loops.values():
             if loop.is_dead():
                 return f"The loop {loop.name!r} has ended; restart the daemon and look at its log."
-            if loop.stuck_for_s() > STUCK_S:
+            if loop.is_stuck():
                 return (
                     f"The loop {loop.name!r} has not come round for {loop.stuck_for_s():.0f} s; see the daemon's log."
                 )
@@ -174,6 +185,7 @@ class Works:
             health=self.health,
             doctor=lambda: doctor.examine(self.config),
             cards=self.gpus.inventory,
+            fail=self.fail,
         )
 
     # -- the loops' ticks ----------------------------------------------------------------------------------------------
@@ -203,7 +215,7 @@ class Works:
         self.reconciler.tick()
 
     def _roll(self) -> float | None:
-        return 0.1 if self.roller.tick() else None
+        return self.roller.tick()
 
     def _routes(self) -> float | None:
         with self.db.read() as reader:
@@ -260,5 +272,13 @@ class Works:
             self._start_runs(push)
 
     def _start_runs(self, push: Push) -> None:
-        for line in pushes.start_runs(self.db, self.repos, self.config, push):
-            _LOG.info("push to %s of %s: %s", push.project_id, push.ref, line)
+        """One push's trouble is no other's: it is said, and the push is taken up again with what is left."""
+        try:
+            for line in pushes.start_runs(self.db, self.repos, self.config, push):
+                _LOG.info("push to %s of %s: %s", push.project_id, push.ref, line)
+        except DurabilityLost as error:
+            self.fail(error)
+        except ApplianceError as error:
+            _LOG.warning("the push to %s of %s is taken up later: %s", push.project_id, push.ref, error.message)
+        except Exception:
+            _LOG.exception("the push to %s of %s could not be taken up; it is tried again", push.project_id, push.ref)

@@ -23,7 +23,7 @@ from litestar.exceptions import (
 )
 from litestar.types import Scope, Send
 
-from appliance.errors import ApplianceError, ParseError
+from appliance.errors import ApplianceError, DurabilityLost, ParseError
 
 STATUS = {
     "PARSE_ERROR": 400,
@@ -65,7 +65,9 @@ class JsonRequest(Request[Any, Any, Any]):
 
 
 def answer(request: AnyRequest, error: Exception) -> Response[Any]:
-    """The answer to `error`: a page for a person in a browser, JSON for everyone else."""
+    """The answer to `error`: a page for a person in a browser, JSON for everyone else. A lost write ends the daemon."""
+    if isinstance(error, DurabilityLost):
+        request.app.state.house.fail(error)
     status, body, headers = describe(error, request.scope)
     page: ErrorPage | None = request.app.state.get("error_page")
     if page is not None and wants_page(request):

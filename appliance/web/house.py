@@ -22,7 +22,7 @@ from appliance.store import Store
 class House:
     """`wake` makes the loops look at once. `health` is None while all is well, else the sentence. `doctor` looks around.
 
-    `cards` are those that the machine has at this moment.
+    `cards` are those that the machine has at this moment. `fail` ends the daemon: a write was lost in a request.
     """
 
     config: Config
@@ -36,3 +36,4 @@ class House:
     health: Callable[[], str | None]
     doctor: Callable[[], Sequence[Finding]]
     cards: Callable[[], Sequence[Card]] = tuple
+    fail: Callable[[BaseException], None] = lambda _: None
