@@ -14,7 +14,9 @@ Why: a dataset and a model differ in what they mean, not in how their versions l
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ from appliance.errors import BadRequest, Conflict, NotFound
 from appliance.records import Actor, Page, Tree, Version
 from appliance.states import VersionState
 from appliance.store import Stage, Store
+
+_lock = threading.Lock()
+_being_committed: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -99,17 +104,49 @@ def commit_stage(
     if version.state is VersionState.COMMITTED:
         raise Conflict(f"Version {version.number} of {owner.kind} {owner.name!r} is committed already; make a new one.")
     folder = staging_dir / version.id
-    folder.mkdir(parents=True, exist_ok=True)
-    tree = store.put_tree(folder, move=False)
+    with _closing(version):
+        folder.mkdir(parents=True, exist_ok=True)
+        tree = store.put_tree(folder, move=False)
+        try:
+            with db.write() as tx:
+                done = commit(tx, owner, version.id, tree, message=message)
+        except BaseException:
+            store.discard(tree)
+            raise
+        store.publish(tree)
+        Stage(folder).remove()
+        return done
+
+
+@contextmanager
+def _closing(version: Version) -> Iterator[None]:
+    """Meanwhile the version counts as closed. Conflict when somebody else commits it just now."""
+    with _lock:
+        if version.id in _being_committed:
+            raise Conflict(f"Version {version.number} is being committed just now.")
+        _being_committed.add(version.id)
     try:
-        with db.write() as tx:
-            done = commit(tx, owner, version.id, tree, message=message)
-    except BaseException:
-        store.discard(tree)
-        raise
-    store.publish(tree)
-    Stage(folder).remove()
-    return done
+        yield
+    finally:
+        with _lock:
+            _being_committed.discard(version.id)
+
+
+def check_kept(db: Database, version_id: str) -> None:
+    """What was put into the version before this call will be in it. Conflict when a commit may have come before it.
+
+    Asked first is whether a commit goes on, then whether one has ended: so none slips through between the two.
+    """
+    with _lock:
+        closing = version_id in _being_committed
+    with db.read() as reader:
+        version = find_by_id(reader, version_id)
+    if version is None:
+        raise NotFound("The version was deleted meanwhile, and what was put into it with it.")
+    if closing or version.state is VersionState.COMMITTED:
+        raise Conflict(
+            f"Version {version.number} was committed meanwhile, so this change may not be in it; make a new version."
+        )
 
 
 def stage(staging_dir: Path, version: Version) -> Stage:
@@ -265,6 +302,11 @@ def unpin(tx: Tx, holder: str) -> None:
 def live_roots(db: Reader) -> list[str]:
     """The roots of everything that the store must keep."""
     return [row["root"] for row in db.all("SELECT DISTINCT root FROM versions WHERE root IS NOT NULL")]
+
+
+def open_ids(db: Reader) -> set[str]:
+    """The versions into which files may still be put."""
+    return {row["id"] for row in db.all("SELECT id FROM versions WHERE state = ?", VersionState.UNCOMMITTED)}
 
 
 def pinned_roots(db: Reader) -> list[str]:

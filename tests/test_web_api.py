@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import io
 import json
@@ -11,6 +12,7 @@ import subprocess
 import tarfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from web_support import Web, running_web
 from appliance import accounts, containers, projects, runs
 from appliance.records import SYSTEM, ContainerSpec, Role
 from appliance.runtime.engine import LogEntry
+from appliance.store import failpoints
 
 WORKFLOW = """\
 on:
@@ -381,6 +384,71 @@ def test_a_stream_ends_when_the_one_who_reads_it_is_removed(web: Web) -> None:
         name, data = next(found)
 
     assert (name, data["phase"]) == ("end", None)
+
+
+def open_version(web: Web, name: str) -> str:
+    """The address of a version of a new dataset, into which files may be put."""
+    ana = web.client("ana")
+    at = f"/v1/datasets/{ok(ana.post('/v1/datasets', json={'name': name}))['id']}/versions"
+    return f"{at}/{ok(ana.post(at, json={}))['version']}"
+
+
+def test_a_file_that_comes_while_its_version_is_committed_is_never_said_to_be_kept(web: Web) -> None:
+    at = open_version(web, "in-between")
+    ana, other = web.client("ana"), web.client("ana")
+    ok(ana.put(f"{at}/files/early", content=b"1"))
+    answers: list[httpx.Response] = []
+
+    def once_the_folder_was_read(place: str) -> None:
+        if place == "stored" and not answers:
+            answers.append(other.put(f"{at}/files/late", content=b"2"))
+            answers.append(other.delete(f"{at}/files/early"))
+
+    failpoints.arm(once_the_folder_was_read)
+    try:
+        ok(ana.put(at, json={"isCommitted": True}))
+    finally:
+        failpoints.arm(None)
+
+    assert [answer.status_code for answer in answers] == [409, 409]
+    assert "was committed meanwhile" in answers[0].json()["message"]
+    assert [each["path"] for each in ok(ana.get(f"{at}/files"))["items"]] == ["early"]
+
+
+def test_an_upload_that_ends_after_its_version_was_committed_is_a_conflict(web: Web) -> None:
+    at = open_version(web, "too-late")
+    stage = web.house.config.staging_dir / at.rpartition("/")[2]
+
+    def body() -> Iterator[bytes]:
+        yield bytes(1 << 20)
+        wait_until(lambda: list(stage.parent.glob(f".{stage.name}.part-*")), 5, "it is being written")
+        ok(web.client("ana").put(at, json={"isCommitted": True}))
+        yield b"the end"
+
+    answer = web.client("ana").put(f"{at}/files/late", content=body())
+
+    assert answer.status_code == 409
+    assert "was committed meanwhile" in answer.json()["message"]
+
+
+def test_a_write_that_was_lost_in_a_request_ends_the_daemon(web: Web) -> None:
+    at = open_version(web, "lost")
+    failed: list[BaseException] = []
+    web.app.state.house = replace(web.house, fail=failed.append)
+
+    def failing(place: str) -> None:
+        if place == "fsync":
+            raise OSError(errno.EIO, "Input/output error")
+
+    failpoints.arm(failing)
+    try:
+        answer = web.client("ana").put(f"{at}/files/a", content=b"1")
+    finally:
+        failpoints.arm(None)
+        web.app.state.house = web.house
+
+    assert (answer.status_code, answer.json()["code"]) == (500, "DURABILITY_LOST")
+    assert len(failed) == 1
 
 
 # -- deployments -------------------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Annotated, Any
 
@@ -16,7 +17,9 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, JSONBody, QueryParameter
 from litestar.response import Stream
 
-from appliance.errors import BadRequest, Conflict
+from appliance import versions
+from appliance.db import Database
+from appliance.errors import ApplianceError, BadRequest, Conflict
 from appliance.records import Dataset, FileEntry, Model, Page, Version
 from appliance.store import Stage, clean_path
 from appliance.web import render, transfer
@@ -191,18 +194,22 @@ def handlers(noun: str, verbs: ModuleType, show: Callable[[Any], Json]) -> list[
         clean = clean_path(path.lstrip("/"))
         stage: Stage = await sync_to_thread(_stage, request, verbs, thing, selector)
         most = house.config.max_upload_mib << 20
-        size = await transfer.receive(
-            request,
-            request.app.state.uploads,
-            lambda pieces: stage.write(clean, pieces, executable=executable, max_bytes=most),
-        )
+
+        def take(pieces: Iterator[bytes]) -> int:
+            with _kept(house.db, stage):
+                return stage.write(clean, pieces, executable=executable, max_bytes=most)
+
+        size = await transfer.receive(request, request.app.state.uploads, take)
         return {"path": clean, "sizeBytes": size}
 
     @delete(f"{one}/files/{{path:path}}")
     def delete_file(request: AnyRequest, thing: FromPath[str], selector: FromPath[str], path: FromPath[str]) -> Json:
         """The file is no longer in the version, which is open."""
+        house, _ = who(request)
         clean = clean_path(path.lstrip("/"))
-        _stage(request, verbs, thing, selector).delete(clean)
+        stage = _stage(request, verbs, thing, selector)
+        with _kept(house.db, stage):
+            stage.delete(clean)
         return {"path": clean}
 
     @get(f"{one}/archive.tar")
@@ -283,6 +290,19 @@ def _stage(request: AnyRequest, verbs: ModuleType, thing: str, selector: str) ->
     with house.db.read() as r:
         found: Stage = verbs.stage(r, actor, house.config.staging_dir, thing, selector)
     return found
+
+
+@contextmanager
+def _kept(db: Database, stage: Stage) -> Iterator[None]:
+    """The change made inside is in the version. Conflict when a commit came before it was done, however it ended."""
+    try:
+        yield
+    except Conflict:
+        raise
+    except ApplianceError:
+        versions.check_kept(db, stage.folder.name)
+        raise
+    versions.check_kept(db, stage.folder.name)
 
 
 def _committed(version: Version) -> Version:
