@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from web_support import PASSWORD, Clock, database, person
 from appliance import accounts, events
 from appliance.accounts import passwords, sessions
 from appliance.db import Database
-from appliance.errors import BadRequest, Conflict, Forbidden, NotFound, TooManyRequests, Unauthorized
+from appliance.errors import BadRequest, Conflict, DiskFull, Forbidden, NotFound, TooManyRequests, Unauthorized
 from appliance.records import Role
 
 pytestmark = pytest.mark.fast
@@ -39,6 +41,35 @@ def test_the_right_password_opens_a_session_and_a_wrong_one_does_not(db: Databas
     assert (user.id, actor.user_id, actor.via) == (ana.user_id, ana.user_id, "session")
     with pytest.raises(Unauthorized):
         accounts.sign_in(db, "ana@example.org", "something else", "10.0.0.1")
+
+
+def test_on_a_full_disk_whoever_has_a_key_or_a_session_still_gets_in(
+    tmp_path: Path, time: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=True)
+    try:
+        with database(disk) as db:
+            ana = person(db, "ana@example.org")
+            _, token = accounts.sign_in(db, "ana@example.org", PASSWORD, "10.0.0.1")
+            with db.write() as tx:
+                secret = accounts.create_key(tx, ana, "laptop")[1]
+            time.forward(minutes=10)
+            with suppress(OSError), (disk / "large").open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+
+            with pytest.raises(DiskFull), db.write() as tx:
+                tx.insert("settings", {"name": "t", "value": "x" * 10_000})
+            by_key, by_session = accounts.key_actor(db, secret), accounts.session_actor(db, token)
+
+            assert by_key is not None
+            assert by_session is not None
+            assert by_key.user_id == by_session.user_id == ana.user_id
+            assert caplog.text.count("last used is not kept") <= 1
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_an_unknown_address_is_told_the_same_as_a_wrong_password(db: Database) -> None:

@@ -13,7 +13,7 @@ import secrets
 from datetime import datetime, timedelta
 
 from appliance import clock, events, ids
-from appliance.accounts.sessions import digest
+from appliance.accounts.sessions import digest, note_use
 from appliance.accounts.users import LOCAL_ADMIN, actor_of, create_user, user_of
 from appliance.db import Database, Reader, Row, Tx
 from appliance.errors import BadRequest, NotFound
@@ -88,8 +88,7 @@ def key_actor(db: Database, secret: str) -> Actor | None:
         return None
     used = row["last_used_at"]
     if used is None or now - clock.parse(used) > timedelta(seconds=_TOUCH_S):
-        with db.write() as tx:
-            tx.run("UPDATE api_keys SET last_used_at = ? WHERE id = ?", clock.stamp(now), parts[1])
+        note_use(db, "UPDATE api_keys SET last_used_at = ? WHERE id = ?", clock.stamp(now), parts[1])
     return actor_of(user_of(row), "key")
 
 

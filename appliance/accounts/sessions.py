@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from appliance import clock, events
 from appliance.accounts import passwords
 from appliance.accounts.users import actor_of, user_of
 from appliance.db import Database, Row, Tx
-from appliance.errors import TooManyRequests, Unauthorized
+from appliance.errors import DiskFull, TooManyRequests, Unauthorized
 from appliance.records import Actor, User
 
 FREE_TRIES = 5
@@ -34,6 +36,8 @@ REMEMBERED = 10_000
 IDLE_HOURS = 12
 MAX_DAYS = 7
 _TOUCH_S = 60  # `seen_at` is written at most so often: one write a minute instead of one for each request
+_LOG = logging.getLogger(__name__)
+_told_at = -float(_TOUCH_S)
 
 
 def digest(secret: str) -> str:
@@ -152,9 +156,20 @@ def session_actor(db: Database, token: str, *, idle_hours: int = IDLE_HOURS) -> 
     if unseen > timedelta(hours=idle_hours):
         return None
     if unseen > timedelta(seconds=_TOUCH_S):
-        with db.write() as tx:
-            tx.run("UPDATE sessions SET seen_at = ? WHERE token_hash = ?", clock.stamp(now), row["token_hash"])
+        note_use(db, "UPDATE sessions SET seen_at = ? WHERE token_hash = ?", clock.stamp(now), row["token_hash"])
     return actor_of(user_of(row), "session")
+
+
+def note_use(db: Database, sql: str, *values: Any) -> None:
+    """Write down that a session or key was used. On a full disk it is not, since whoever comes may come to make room."""
+    global _told_at
+    try:
+        with db.write() as tx:
+            tx.run(sql, *values)
+    except DiskFull as error:
+        if clock.monotonic() - _told_at >= _TOUCH_S:
+            _told_at = clock.monotonic()
+            _LOG.warning("when sessions and keys were last used is not kept: %s", error.message)
 
 
 def end_session(tx: Tx, token: str) -> None:
