@@ -237,7 +237,10 @@ def change(
     replicas: int | None = None,
     model: str | None = None,
 ) -> Deployment:
-    """What is given is changed and rolled out as a new spec; switched off (alone), nothing is rolled out, nothing serves but everything is kept."""
+    """What is given is changed and rolled out as a new spec.
+
+    Switched off, nothing serves but everything is kept; that alone makes no new spec.
+    """
     deployment = get_deployment(tx, actor, deployment_id)
     if enabled is False and replicas is None and model is None:
         return _switch_off(tx, actor, deployment)
