@@ -114,7 +114,12 @@ def _start(db: Database, repos: Repos, config: Config, push: Push) -> Iterator[s
         yield f"appliance: {error.message}"
         return
     yield from files.notes
+    known: dict[str, str] = {}
     for path, data in files.files:
+        name = _name_of(path)
+        if known.setdefault(name, path) != path:
+            yield f"{name}: {path} never runs, because {known[name]} makes the same workflow; rename one of the two"
+            continue
         problems: tuple[str, ...] = ()
         plan = None
         try:
@@ -130,7 +135,7 @@ def _start(db: Database, repos: Repos, config: Config, push: Push) -> Iterator[s
                     tx,
                     actor,
                     project_id=push.project_id,
-                    name=_name_of(path),
+                    name=name,
                     path=path,
                     spec_text=data.decode("utf-8", "replace"),
                     plan=plan,
@@ -145,9 +150,10 @@ def _start(db: Database, repos: Repos, config: Config, push: Push) -> Iterator[s
                 refusal = error.message
             project = projects.get_project(tx, SYSTEM, push.project_id)
         if run is None:
-            yield f"{_name_of(path)}: {refusal}"
+            yield f"{name}: {refusal}"
             continue
-        yield f"{_name_of(path)}: run {run.number} {'failed' if run.message else 'started'}: {run_url(config, project.name, _name_of(path), run)}"
+        state = "failed" if run.message else "started"
+        yield f"{name}: run {run.number} {state}: {run_url(config, project.name, name, run)}"
         yield from (f"  {line}" for line in (run.message or "").splitlines())
 
 

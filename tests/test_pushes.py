@@ -233,3 +233,19 @@ def test_pushes_are_listed_newest_first_and_in_pages(forge: Forge) -> None:
 
     assert [push.new for push in (*first.items, *rest.items)] == commits[::-1]
     assert rest.next_page is None
+
+
+def test_two_files_that_make_the_same_workflow_are_named_and_the_first_runs(forge: Forge) -> None:
+    folder = PATH.rpartition("/")[0]
+    for name in ("a b.yaml", "a-b.yaml", "train.yaml", "train.yml"):
+        forge.copy.write(f"{folder}/{name}", WORKFLOW.format(on=MAIN))
+    forge.copy.commit("first")
+    forge.push("main")
+
+    (push,) = forge.record()
+    lines = forge.start(push)
+
+    assert len(forge.runs()) == 2
+    assert len(lines) == 4
+    assert f"a-b: {folder}/a-b.yaml never runs, because {folder}/a b.yaml makes the same workflow" in lines[1]
+    assert f"train: {folder}/train.yml never runs, because {folder}/train.yaml makes the same workflow" in lines[3]
