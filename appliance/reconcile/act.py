@@ -1,7 +1,7 @@
 """Carry the plan out: make, stop and remove containers, note what was seen, tell the owners.
 
 What this keeps true: what was seen is written together with what it means for the owner and the lease, in one
-transaction; a slow step (a pull, a stop with its grace) holds up its own container alone; a container whose making is
+transaction; a slow step (a stop with its grace) holds up its own container alone, and a pull at most other pulls; a container whose making is
 refused ends with the engine's sentence, one that the engine is too busy for is tried again at the next look.
 
 Why: the decisions are in plan.py; this page only touches the world.
@@ -28,6 +28,7 @@ from appliance.store import failpoints
 
 _LOG = logging.getLogger(__name__)
 _WORKERS = 8
+_PULLS = 3
 _LOG_S = 60.0
 _NETWORKS_EVERY_S = 30.0
 _ISOLATION_EVERY_S = 10.0
@@ -50,6 +51,7 @@ class Reconciler:
         self._db, self._engine, self._shop, self._roller = db, engine, shop, roller
         self._pump, self._gpus, self._wake, self._fail = pump, gpus, wake, fail
         self._pool = ThreadPoolExecutor(max_workers=_WORKERS, thread_name_prefix="step")
+        self._pulls = ThreadPoolExecutor(max_workers=_PULLS, thread_name_prefix="pull")
         self._in_hand: set[str] = set()
         self._lock = threading.Lock()
         self._networks_at = self._isolation_at = 0.0
@@ -84,16 +86,20 @@ class Reconciler:
 
     def close(self) -> None:
         """No further step is begun; those on their way are waited for."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._pulls, self._pool):
+            pool.shutdown(wait=True, cancel_futures=True)
 
-    def hand_out(self, key: str, work: Callable[[], None]) -> None:
-        """Do `work` on a thread of the pool, unless something with that key is on its way."""
+    def hand_out(self, key: str, work: Callable[[], None], *, long: bool = False) -> None:
+        """Do `work` on a thread of the pool, unless something with that key is on its way.
+
+        What may take many minutes (`long`) has few threads of its own, so that nothing else ever waits behind it.
+        """
         with self._lock:
             if key in self._in_hand:
                 return
             self._in_hand.add(key)
         try:
-            self._pool.submit(self._do, key, work)
+            (self._pulls if long else self._pool).submit(self._do, key, work)
         except RuntimeError:
             with self._lock:
                 self._in_hand.discard(key)
@@ -119,6 +125,8 @@ class Reconciler:
             self._take(step)
         except DurabilityLost:
             raise
+        except EngineBusy as error:
+            _LOG.info("a step waits: %s", error.message)
         except Exception:
             _LOG.exception("a step failed; it is tried again: %r", step)
 
@@ -127,7 +135,9 @@ class Reconciler:
             case Note():
                 self._note(step.container, step.seen, step.sighting, step.error)
             case Make():
-                self.hand_out(step.container.id, lambda: self._make(step.container))
+                container = step.container
+                pulls = not self._engine.image_exists(container.spec.image)
+                self.hand_out(container.id, lambda: self._make(container), long=pulls)
             case Stop():
                 self.hand_out(step.container_id, lambda: self._engine.stop(step.container_id, step.grace_s))
             case Remove():
