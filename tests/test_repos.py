@@ -730,3 +730,14 @@ def test_git_itself_notes_who_moved_a_ref(repos: Repos, git: Git) -> None:
     assert repos.pusher_of(PROJECT, "refs/heads/main", first) == "root"
     assert repos.pusher_of(PROJECT, "refs/heads/main", "1" * 40) is None
     assert repos.pusher_of(PROJECT, "refs/heads/none", first) is None
+
+
+def test_the_daemon_is_told_of_as_many_refs_as_the_guard_admits(repos: Repos, git: Git, tmp_path: Path) -> None:
+    sha = git.commit({"a": "1"})
+    git.run("update-ref", "--stdin", stdin=b"".join(b"create refs/x/%d %s\n" % (n, sha.encode()) for n in range(5000)))
+    told: list[Any] = []
+
+    with hook_server(tmp_path / "hook.sock", lambda _project, updates, _pusher: told.extend(updates) or ()):
+        git.run("push", "-q", str(repos.path(PROJECT)), "refs/x/*:refs/tags/*")
+
+    assert len(told) == 5000

@@ -28,7 +28,6 @@ from appliance.errors import PreconditionFailed
 Update = tuple[str, str | None, str | None]
 OnPush = Callable[[str, list[Update], str], Iterable[str]]
 
-MAX_UPDATES = 1000
 MAX_REFS = 5000
 MAX_MESSAGE = 8 * 1024 * 1024
 ASK_S = 10.0
@@ -52,9 +51,8 @@ def user():
 def main():
     updates = []
     for line in sys.stdin.buffer:
-        if len(updates) < {MAX_UPDATES}:
-            old, new, ref = line.decode("utf-8", "replace").rstrip("\\n").split(" ", 2)
-            updates.append([ref, old, new])
+        old, new, ref = line.decode("utf-8", "replace").rstrip("\\n").split(" ", 2)
+        updates.append([ref, old, new])
     home = os.path.dirname(os.path.abspath(__file__))
     try:
         with open(os.path.join(home, "socket"), encoding="utf-8") as file:
@@ -168,8 +166,8 @@ def hook_server(path: Path, on_push: OnPush) -> Iterator[HookServer]:
     """Answer pushes on the Unix socket `path` while the block runs.
 
     `on_push(project_id, [(ref, old, new)], pusher)` gives the lines shown to the pusher, as they come; it is called on
-    several threads; old or new is None where the ref was made or deleted. The list may be cut at 1000 refs: compare
-    the refs themselves. `pusher` is what `http_backend` was given as user, or the login name over a path or SSH.
+    several threads; old or new is None where the ref was made or deleted. The list is whole: the guard admits
+    `MAX_REFS` at most. `pusher` is what `http_backend` was given as user, or the login name over a path or SSH.
     """
     server = HookServer(path, on_push)
     try:
