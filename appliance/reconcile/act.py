@@ -136,8 +136,7 @@ class Reconciler:
                 self._note(step.container, step.seen, step.sighting, step.error)
             case Make():
                 container = step.container
-                pulls = not self._engine.image_exists(container.spec.image)
-                self.hand_out(container.id, lambda: self._make(container), long=pulls)
+                self.hand_out(container.id, lambda: self._make(container), long=self._needs_pull(container))
             case Stop():
                 self.hand_out(step.container_id, lambda: self._engine.stop(step.container_id, step.grace_s))
             case Remove():
@@ -166,6 +165,12 @@ class Reconciler:
             self._refused(container, Reason.IMAGE, error)
         except EngineRefused as error:
             self._refused(container, Reason.ENGINE, error)
+
+    def _needs_pull(self, container: Container) -> bool:
+        try:
+            return not self._engine.image_exists(container.spec.image)
+        except EngineRefused:
+            return False  # making it meets the same refusal, and says so where it belongs
 
     def _pull(self, container: Container) -> None:
         image = container.spec.image

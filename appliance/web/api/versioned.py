@@ -19,7 +19,7 @@ from litestar.response import Stream
 
 from appliance import versions
 from appliance.db import Database
-from appliance.errors import ApplianceError, BadRequest, Conflict
+from appliance.errors import ApplianceError, BadRequest, Conflict, DurabilityLost
 from appliance.records import Dataset, FileEntry, Model, Page, Version
 from appliance.store import Stage, clean_path
 from appliance.web import render, transfer
@@ -297,7 +297,7 @@ def _kept(db: Database, stage: Stage) -> Iterator[None]:
     """The change made inside is in the version. Conflict when a commit came before it was done, however it ended."""
     try:
         yield
-    except Conflict:
+    except (Conflict, DurabilityLost):
         raise
     except ApplianceError:
         versions.check_kept(db, stage.folder.name)
