@@ -172,9 +172,15 @@ class Main:
 def main(running: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Main]:
     made = Main(running, tmp_path_factory.mktemp("main") / "copy")
     yield made
+    running.stop_daemon()
+    running.start_daemon()
     # At the very end nothing is left over, and everything that was ever stored is whole.
     for folder in ("work", "volumes"):
         wait_until(lambda folder=folder: not list((running.data / folder).iterdir()), 40, f"{folder} is empty")
+    ended = running.rows("SELECT id FROM attempts UNION SELECT id FROM containers WHERE seen = 'removed'")
+    logs = [running.data / "logs" / row["id"] for row in ended]
+    is_sealed = [(log / "sealed").exists for log in logs if log.exists()]
+    wait_until(lambda: all(sealed() for sealed in is_sealed), 40, "every ended log is sealed", every_s=0.5)
     running.stop_daemon()
     with_roots = [row["root"] for row in running.rows("SELECT root FROM versions WHERE root IS NOT NULL")]
     store = Store(running.data / "store", floor_bytes=0)

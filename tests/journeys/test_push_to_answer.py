@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import ssl
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -166,15 +167,29 @@ def pushes_of(house: Running, project: str) -> list[tuple[str, str | None, str |
     return [(row["ref"], row["old"], row["new"]) for row in rows]
 
 
-def test_a_dozen_pushes_within_a_second_are_a_dozen_pushes(running: Running, other: Repository) -> None:
+def test_pushes_in_a_row_are_as_many_pushes(running: Running, other: Repository) -> None:
     commits = []
-    for number in range(12):
+    for number in range(3):
         commits.append(other.commit(f"number {number}"))
         other.git("push", "--quiet", "origin", "main")
 
-    found = wait_until(lambda: rows if len(rows := pushes_of(running, "many")) >= 12 else None, 10, "they are recorded")
+    found = wait_until(lambda: rows if len(rows := pushes_of(running, "many")) >= 3 else None, 10, "they are recorded")
 
     assert found == [("refs/heads/main", old, new) for old, new in zip([None, *commits[:-1]], commits, strict=True)]
+
+
+def test_a_dozen_pushes_at_once_are_a_dozen_pushes(running: Running, other: Repository) -> None:
+    before = len(pushes_of(running, "many"))
+    commit = other.git("rev-parse", "HEAD").strip()
+    branches = [f"branch-{number}" for number in range(12)]
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda branch: other.git("push", "--quiet", "origin", f"main:refs/heads/{branch}"), branches))
+
+    found = wait_until(
+        lambda: rows if len(rows := pushes_of(running, "many")[before:]) >= 12 else None, 10, "they are recorded"
+    )
+    assert sorted(found, key=str) == sorted([(f"refs/heads/{name}", None, commit) for name in branches], key=str)
 
 
 def test_a_force_push_a_tag_and_a_deleted_branch_count_once_each(running: Running, other: Repository) -> None:
