@@ -89,7 +89,7 @@ class Bench:
             ready, ended = runs.pending(reader), runs.ended(reader)
         for attempt in ready:
             runs.prepare(self.shop, attempt.id)
-        scheduler.tick(self.db, lambda: [])
+        scheduler.tick(self.db, list)
         self.reconciler.tick()
         wait_until(lambda: not self.reconciler._in_hand, 5, "the steps are done")
         for attempt in ended:

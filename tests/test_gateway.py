@@ -289,6 +289,18 @@ def test_the_same_routes_in_another_order_cause_no_reload(door: Door) -> None:
     assert door.gateway.conf_path.stat().st_mtime_ns == before
 
 
+def test_a_new_daemon_reloads_nothing_that_stands_already(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    routes = [Route("one", 9401)]
+    wait_until(lambda: door.gateway.write(routes) == 0, 5, "the routes are told")
+    sent: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append(number))
+
+    another = Gateway(door.gateway._config, header_timeout_s=door.gateway._header_timeout_s)
+
+    assert another.write(routes) == 0
+    assert sent == []
+
+
 def test_many_changes_at_once_are_one_reload(door: Door) -> None:
     settle(door.gateway, [Route("a", 9401)])
 

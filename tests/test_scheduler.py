@@ -131,7 +131,7 @@ def test_a_tick_gives_leases_and_says_why_others_wait(db: Database) -> None:
     for number in range(room + 1):
         wanted(db, f"c{number}")
 
-    granted = scheduler.tick(db, lambda: [])
+    granted = scheduler.tick(db, list)
 
     with db.read() as reader:
         waiting = containers.list_waiting(reader)
@@ -141,7 +141,7 @@ def test_a_tick_gives_leases_and_says_why_others_wait(db: Database) -> None:
     assert [one.id for one, _, _ in waiting] == [f"c{room}"]
     assert waiting[0][2] is not None
     assert "cores" in waiting[0][2]
-    assert scheduler.tick(db, lambda: []) == 0
+    assert scheduler.tick(db, list) == 0
 
 
 def test_a_card_is_never_in_two_leases(db: Database) -> None:
@@ -231,7 +231,7 @@ TestLedger.settings = settings(max_examples=25, stateful_step_count=15, deadline
 
 def test_a_container_is_made_only_with_its_lease_and_never_goes_back(db: Database) -> None:
     wanted(db, "c1")
-    scheduler.tick(db, lambda: [])
+    scheduler.tick(db, list)
 
     with db.write() as tx:
         container = containers.get_container(tx, "c1")

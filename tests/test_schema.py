@@ -15,7 +15,7 @@ import sqlite_utils
 import appliance
 from appliance import schema, states
 from appliance.db import Database
-from appliance.errors import PreconditionFailed
+from appliance.errors import ApplianceError, PreconditionFailed
 
 pytestmark = pytest.mark.fast
 
@@ -82,21 +82,19 @@ def test_every_reason_decides_a_final_state() -> None:
 
 
 def test_an_ending_without_its_time_cannot_be_written(db: Database) -> None:
-    with pytest.raises(Exception, match="CHECK"), db.write() as tx:
-        tx.run("PRAGMA defer_foreign_keys=ON")
-        tx.insert(
-            "leases",
-            {
-                "id": "l",
-                "container_id": "c",
-                "owner_id": "o",
-                "state": "released",
-                "machine_type": "C1",
-                "cpus": 1.0,
-                "memory_mib": 1,
-                "created_at": "now",
-            },
-        )
+    lease = {
+        "id": "l",
+        "container_id": "c",
+        "owner_id": "o",
+        "state": "released",
+        "machine_type": "C1",
+        "cpus": 1.0,
+        "memory_mib": 1,
+        "created_at": "now",
+    }
+
+    with pytest.raises(ApplianceError, match="CHECK"), db.write() as tx:
+        tx.insert("leases", lease)
 
 
 def test_every_table_is_strict_and_has_an_owner(db: Database) -> None:

@@ -142,7 +142,7 @@ def test_a_projects_dataset_is_for_its_people_alone(db: Database, ana: Actor, bo
         assert seen == {"open", "team"}
         with pytest.raises(NotFound, match="no dataset 'private' that you can see"):
             datasets.get_dataset(tx, bob, "private")
-        with pytest.raises(Forbidden, match="ask ana@example.org"):
+        with pytest.raises(Forbidden, match=r"ask ana@example\.org"):
             datasets.create_version(tx, bob, "team")
         assert {one.name for one in datasets.list_datasets(tx, SYSTEM).items} == {"private", "open", "team"}
 

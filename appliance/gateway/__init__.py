@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import grp
+import hashlib
 import os
 import pwd
 import shutil
@@ -36,6 +37,7 @@ __all__ = ["Facts", "Gateway", "Route", "render"]
 
 _RELOAD_EVERY_S = 1.0
 _STOP_WITHIN_S = 10.0
+_TOLD = "nginx.told"
 
 
 class Gateway:
@@ -87,6 +89,7 @@ class Gateway:
         self.pid_path.unlink(missing_ok=True)
         self._nginx("cannot be started")
         self._told, self._told_at = _text_of(self.conf_path), clock.monotonic()
+        self._note_told(self.pid() or 0, self._told or "")
         return True
 
     def run(self) -> NoReturn:
@@ -95,6 +98,7 @@ class Gateway:
             self._write(self.last_routes())
         self._end_orphans()
         self.check_ports()
+        self._note_told(os.getpid(), _text_of(self.conf_path) or "")
         command = [*self._command(), "-g", "daemon off;"]
         os.execv(command[0], command)  # noqa: S606 - a list of arguments, no shell
 
@@ -189,7 +193,7 @@ class Gateway:
 
     def _tell(self, text: str) -> float:
         pid = self.pid()
-        if pid is None or text == self._told:
+        if pid is None or text == self._told or self._was_told(pid, text):
             return 0.0
         if self._told_at is not None:
             early = self._told_at + _RELOAD_EVERY_S - clock.monotonic()
@@ -197,7 +201,18 @@ class Gateway:
                 return early
         os.kill(pid, signal.SIGHUP)
         self._told, self._told_at = text, clock.monotonic()
+        self._note_told(pid, text)
         return 0.0
+
+    def _was_told(self, pid: int, text: str) -> bool:
+        """Whether another process of ours told this nginx just that: a new daemon reloads nothing (a reload ends idle
+        connections, and with them now and then a request that was on its way)."""
+        return _text_of(self._config.run_dir / _TOLD) == _note(pid, text)
+
+    def _note_told(self, pid: int, text: str) -> None:
+        fresh = self._config.run_dir / f"{_TOLD}.new"
+        fresh.write_text(_note(pid, text), encoding="utf-8")
+        fresh.replace(self._config.run_dir / _TOLD)
 
     def _command(self, conf: Path | None = None) -> list[str]:
         program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
@@ -244,6 +259,10 @@ def _has_ipv6_loopback() -> bool:
     except OSError:
         return False
     return True
+
+
+def _note(pid: int, text: str) -> str:
+    return f"{pid} {hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
 def _text_of(path: Path) -> str | None:
