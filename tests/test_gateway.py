@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import socket
 import ssl
@@ -291,7 +292,7 @@ def test_the_same_routes_in_another_order_cause_no_reload(door: Door) -> None:
 
 def test_a_new_daemon_reloads_nothing_that_stands_already(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     routes = [Route("one", 9401)]
-    wait_until(lambda: door.gateway.write(routes) == 0, 5, "the routes are told")
+    settle(door.gateway, routes)
     sent: list[int] = []
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append(number))
 
