@@ -14,6 +14,7 @@ Why: nothing here is in the data path. A client connects to a socket that never 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import logging
 import os
@@ -38,6 +39,7 @@ _LOG = logging.getLogger(__name__)
 DRAIN_S = 30
 START_S = 300
 _READY_S, _TROUBLE_S = 0.1, 1.0
+_DOOR_S = 3.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _FORGIVEN_S = 10.0, 600.0, 300.0
 _INSIDE = "/run/serving"
 _NOBODY = 65534
@@ -53,6 +55,7 @@ class Roller:
     _keys_sent: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _listening: set[str] = field(default_factory=set)
     _problems: dict[str, str] = field(default_factory=dict)
+    _handed: dict[str, float] = field(default_factory=dict)
     _patience: dict[str, tuple[int, float, float | None]] = field(default_factory=dict)
 
     def tick(self) -> float | None:
@@ -189,7 +192,25 @@ class Roller:
         for replica in replicas:
             self._hand_over(deployment, replica)
         failpoints.hit("socket.handed")
+        since = self._handed.setdefault(spec.id, clock.monotonic())
+        if not self._is_known_by_name(deployment) and clock.monotonic() - since < _DOOR_S:
+            return
+        self._handed.pop(spec.id, None)
         self._move(spec, SpecState.SERVING)
+
+    def _is_known_by_name(self, deployment: Deployment) -> bool:
+        """Whether the gateway has its route: a new one is told to nginx within a second, and "serving" waits for that.
+
+        Where nobody is at the door there is nothing to wait for.
+        """
+        line = http.client.HTTPConnection("127.0.0.1", self.config.http_port, timeout=1)
+        try:
+            line.request("GET", f"/serving/{deployment.id}/v2/health/ready")
+            return line.getresponse().status != http.HTTPStatus.NOT_FOUND
+        except (OSError, http.client.HTTPException):
+            return True
+        finally:
+            line.close()
 
     def _failure(self, replicas: list[Container]) -> str | None:
         """The sentence that says why the replicas will never be ready, or None."""
