@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -143,6 +144,50 @@ def test_guessing_from_many_places_is_slowed_for_all_of_them(
     time.forward(seconds=61)
 
     assert accounts.sign_in(db, "ana@example.org", PASSWORD, "10.0.2.1")
+
+
+def test_a_burst_of_guesses_gets_no_more_tries_than_one_after_the_other(db: Database) -> None:
+    person(db, "ana@example.org")
+
+    def guess(_: int) -> type[Exception]:
+        with pytest.raises((Unauthorized, TooManyRequests)) as refused:
+            accounts.sign_in(db, "ana@example.org", "a wrong password", "10.0.0.66")
+        return refused.type
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(guess, range(20)))
+
+    assert answers.count(Unauthorized) == sessions.FREE_TRIES
+    assert answers.count(TooManyRequests) == 20 - sessions.FREE_TRIES
+
+
+def test_signing_in_often_is_no_guessing(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "FREE_TRIES_OF_ALL", 3)
+    person(db, "ana@example.org")
+
+    for _ in range(7):
+        assert accounts.sign_in(db, "ana@example.org", PASSWORD, "10.0.0.1")
+
+
+def test_long_and_many_addresses_take_no_memory_for_long(
+    db: Database, time: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guessers = sessions._Guessers()
+    monkeypatch.setattr(sessions, "_guessers", guessers)
+    for number in range(3):
+        with pytest.raises(Unauthorized, match="address or the password"):
+            accounts.sign_in(db, f"{number}" + "a" * 1_000_000 + "@example.org", "a wrong password", "10.0.0.66")
+    for number in range(3):
+        with pytest.raises(Unauthorized):
+            accounts.sign_in(db, f"user{number}@example.org", "a wrong password", "10.0.0.67")
+
+    assert len(guessers._of) == 1 + 3 * 2 + 1
+    assert {len(key) for key in guessers._of} == {64}
+
+    time.forward(minutes=20)
+    with pytest.raises(Unauthorized):
+        accounts.sign_in(db, "ana@example.org", "a wrong password", "10.0.0.68")
+    assert len(guessers._of) == 3
 
 
 def test_guessing_many_accounts_from_one_place_is_slowed_and_forgotten_after_a_quiet_while(

@@ -4,7 +4,8 @@ What this keeps true: a session's token has 256 random bits, is made anew at eve
 a session ends after hours without a request, after days in any case, and with its user. Wrong passwords cost the
 guesser time: after five for one account from one peer each further try must wait twice as long, from 30 seconds to 15
 minutes; after thirty for one account from anywhere, or from one peer for any account, a minute lies between two
-tries. An unknown address is treated as a known one, to the millisecond: nothing is written for either.
+tries. A try counts from its beginning, so a hundred at once are no way around that; success takes it back. An unknown
+address is treated as a known one, to the millisecond: nothing is written for either.
 
 Why: the long wait is for the peer and not for the account, so nobody can lock the admin out from the next desk.
 """
@@ -16,8 +17,8 @@ import ipaddress
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -33,9 +34,11 @@ FREE_TRIES_OF_ALL = 30
 FIRST_WAIT_S = 30
 LONGEST_WAIT_S = 900
 REMEMBERED = 10_000
+LONGEST_EMAIL = 254  # RFC 5321 leaves room for no longer one; no account has one
 IDLE_HOURS = 12
 MAX_DAYS = 7
 _TOUCH_S = 60  # `seen_at` is written at most so often: one write a minute instead of one for each request
+_WRONG = "The address or the password is wrong."
 _LOG = logging.getLogger(__name__)
 _told_at = -float(_TOUCH_S)
 
@@ -45,14 +48,14 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Failures:
     count: int
     at: datetime
     until: datetime
 
 
-Key = tuple[str, str, str]
+Wait = Callable[[int], int]
 
 
 class _Guessers:
@@ -60,27 +63,57 @@ class _Guessers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._of: dict[Key, _Failures] = {}
+        self._of: dict[str, _Failures] = {}
 
-    def wait_until(self, keys: Iterable[Key]) -> datetime | None:
-        with self._lock:
-            waits = [self._of[key].until for key in keys if key in self._of]
-        return max((until for until in waits if until > clock.now()), default=None)
-
-    def failed(self, key: Key, wait: Callable[[int], int]) -> None:
+    def begin(self, tries: Mapping[str, Wait]) -> dict[str, _Failures | None]:
+        """Count a try for each key as a wrong one, in one step; what stood there before. Raises TooManyRequests."""
         now = clock.now()
         with self._lock:
-            found = self._of.pop(key, None)
-            recent = found is not None and now - max(found.at, found.until) < timedelta(seconds=LONGEST_WAIT_S)
-            count = (found.count if found and recent else 0) + 1
-            self._of[key] = _Failures(count, now, now + timedelta(seconds=wait(count)))
-            while len(self._of) > REMEMBERED:
-                del self._of[next(iter(self._of))]
+            before = {key: self._of.get(key) for key in tries}
+            until = max((found.until for found in before.values() if found), default=now)
+            if until > now:
+                raise _wait(until)
+            for key, wait in tries.items():
+                self._of.pop(key, None)
+                self._of[key] = _one_more(before[key], now, wait)
+            self._expire(now)
+        return before
 
-    def forgive(self, keys: Iterable[Key]) -> None:
+    def forgive(self, keys: Iterable[str]) -> None:
         with self._lock:
             for key in keys:
                 self._of.pop(key, None)
+
+    def take_back(self, key: str, before: _Failures | None) -> None:
+        """The try was no wrong one; those that others made meanwhile still count."""
+        with self._lock:
+            found = self._of.get(key)
+            if found is None:
+                return
+            count = before.count if before else 0
+            if before and found.count == count + 1:
+                self._of[key] = before
+            elif found.count <= 1:
+                del self._of[key]
+            else:
+                self._of[key] = replace(found, count=found.count - 1)
+
+    def _expire(self, now: datetime) -> None:
+        """The oldest come first, since each new try goes to the end."""
+        while self._of:
+            key, oldest = next(iter(self._of.items()))
+            if len(self._of) <= REMEMBERED and _counts_still(oldest, now):
+                return
+            del self._of[key]
+
+
+def _one_more(found: _Failures | None, now: datetime, wait: Wait) -> _Failures:
+    count = (found.count if found and _counts_still(found, now) else 0) + 1
+    return _Failures(count, now, now + timedelta(seconds=wait(count)))
+
+
+def _counts_still(found: _Failures, now: datetime) -> bool:
+    return now - max(found.at, found.until) < timedelta(seconds=LONGEST_WAIT_S)
 
 
 _guessers = _Guessers()
@@ -101,25 +134,29 @@ def coarse_wait_s(failures: int) -> int:
 def sign_in(db: Database, email: str, password: str, peer: str, *, max_days: int = MAX_DAYS) -> tuple[User, str]:
     """The user and a new session's token. Unauthorized (one sentence for all causes) or TooManyRequests with the wait."""
     email = email.strip().lower()
-    both, account, origin = keys = _keys(db, email, peer)
-    until = _guessers.wait_until(keys)
-    if until:
-        raise _wait(until)
+    both, account, origin = _keys(db, email, peer)
+    if len(email) > LONGEST_EMAIL:
+        _guessers.begin({origin: coarse_wait_s})
+        raise Unauthorized(_WRONG)
+    before = _guessers.begin({both: wait_s, account: coarse_wait_s, origin: coarse_wait_s})
     with db.read() as r:
         row = r.one("SELECT * FROM users WHERE email = ?", email)
     right = passwords.check_password(row["password"] if row else None, password)
     if not right or row is None or row["disabled_at"]:
-        _guessers.failed(both, wait_s)
-        _guessers.failed(account, coarse_wait_s)
-        _guessers.failed(origin, coarse_wait_s)
-        raise Unauthorized("The address or the password is wrong.")
+        raise Unauthorized(_WRONG)
     _guessers.forgive((both, account))
+    _guessers.take_back(origin, before[origin])
     return _signed_in(db, row, password, max_days)
 
 
-def _keys(db: Database, email: str, peer: str) -> tuple[Key, Key, Key]:
+def _keys(db: Database, email: str, peer: str) -> tuple[str, str, str]:
+    """What tries are counted under: digests, as long for a long address as for a short one."""
     network = network_of(peer)
-    return (str(db.path), email, network), (str(db.path), email, "*"), (str(db.path), "*", network)
+    return _key(db, email, network), _key(db, email, "*"), _key(db, "*", network)
+
+
+def _key(db: Database, email: str, network: str) -> str:
+    return hashlib.sha256(repr((str(db.path), email, network)).encode()).hexdigest()
 
 
 def open_session(tx: Tx, user: User, *, max_days: int = MAX_DAYS) -> str:
