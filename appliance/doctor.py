@@ -251,7 +251,7 @@ def _nginx(config: Config) -> Iterator[Finding]:
     if version < _OLDEST_NGINX:
         yield Finding("nginx", "warning", f"nginx {_dotted(version)} is old.", "Bring the system up to date.")
     conf = config.gateway_dir / "nginx.conf"
-    if not conf.exists() or not (config.run_dir / "gateway").is_dir():
+    if not conf.exists() or not config.run_dir.is_dir() or not (config.log_dir / "gateway").is_dir():
         text = f"nginx was not started since the last boot, or never ({conf}, {config.run_dir})."
         yield Finding("nginx", "warning", text, f"{_start('appliance-gateway')}.")
         return

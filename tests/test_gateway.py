@@ -196,6 +196,24 @@ def test_a_large_body_passes_where_files_and_packs_are_sent_and_nowhere_else(doo
     assert (refused.status_code, refused.json()["code"]) == (413, "PAYLOAD_TOO_LARGE")
 
 
+def test_a_stranger_can_leave_a_mebibyte_on_the_disk_and_nothing_in_memory(door: Door) -> None:
+    small, large = b"x" * 900_000, b"x" * 1_100_000
+
+    statuses = {
+        (path, len(body)): door.ask(path, "POST", content=body).status_code
+        for path in ("/login", "/v1/auth/login", "/v1/projects/p/runs")
+        for body in (small, large)
+    }
+
+    assert [where for where, status in statuses.items() if status == 413] == [
+        ("/login", len(large)),
+        ("/v1/auth/login", len(large)),
+    ]
+    assert door.ask("/v1/projects/p/runs", "POST", content=bytes(10 * 1024 * 1024 + 1)).status_code == 413
+    assert list(door.config.run_dir.rglob("client_body")) == []
+    assert list(door.config.log_dir.rglob("client_body")) != []
+
+
 def test_a_header_that_never_ends_is_cut_off(door: Door) -> None:
     with socket.create_connection(("127.0.0.1", door.config.http_port)) as slow:
         slow.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX-")

@@ -4,7 +4,8 @@ What this keeps true: what nginx tells the daemon about the client (address, sch
 a serving process never sees the dashboard's cookie and can set none; only a websocket may change the protocol.
 
 Limits against slow and greedy clients are here because the daemon's HTTP server has none: a header must be there within
-10 s, a pause in a body may last 60 s, a peer may hold 200 requests at once.
+10 s, a pause in a body may last 60 s, a peer may hold 200 requests at once. nginx takes in a body before anybody knows
+whose it is: 1 MiB of a page's form or a sign-in, 10 MiB of the API's JSON, on a disk and not in memory.
 
 Why: a configuration that is a value can be compared, shown and tested without a running nginx.
 """
@@ -45,8 +46,11 @@ _ROUTES = "# Routes: "
 
 
 def bodies_dir(config: Config) -> Path:
-    """Where nginx's workers keep a request's body that is larger than a buffer; in memory, as /run is."""
-    return config.run_dir / "gateway"
+    """Where nginx's workers keep a request's body that is larger than a buffer.
+
+    On a disk: /run is memory, which strangers could fill. Not below the data directory, which is closed to the workers.
+    """
+    return config.log_dir / "gateway"
 
 
 # -- the configuration -------------------------------------------------------------------------------------------------
@@ -118,7 +122,7 @@ reset_timedout_connection on;
 keepalive_timeout 75s;
 keepalive_requests 10000;
 large_client_header_buffers 4 16k;
-client_max_body_size 16m;
+client_max_body_size 1m;
 limit_conn_zone $binary_remote_addr zone=peers:4m;
 limit_conn peers 200;
 limit_conn_status 429;
@@ -174,6 +178,13 @@ def _dashboard_locations(config: Config, facts: Facts) -> Iterator[str]:
     error_page 413 = @too_large;
     error_page 429 = @too_many;
     location / {{
+{_TO_DAEMON}
+    }}
+    location /v1/ {{
+        client_max_body_size 10m;
+{_TO_DAEMON}
+    }}
+    location /v1/auth/ {{
 {_TO_DAEMON}
     }}
     location ~ "^/(git/|[^?]+\\.git/)" {{
