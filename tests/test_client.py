@@ -352,6 +352,21 @@ def test_the_environment_wins_over_what_login_stored(tmp_path: Path) -> None:
     assert found == settings.Settings("http://127.0.0.1:8080", "grad_env", None)
 
 
+def test_a_key_of_paperspace_goes_only_where_the_environment_says_so(tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path), "PAPERSPACE_API_KEY": "paperspace"}
+    settings.store(settings.Settings("https://stored:8443", "grad_stored", None), home)
+
+    def key(**more: str) -> str | None:
+        found = settings.find({**home, **more})
+        return found.key if found else None
+
+    assert key() == "grad_stored"
+    assert key(APPLIANCE_URL="https://stored:8443") == "grad_stored"
+    assert key(APPLIANCE_API_KEY="grad_env") == "grad_env"
+    assert key(APPLIANCE_URL="https://elsewhere", APPLIANCE_API_KEY="grad_env") == "grad_env"
+    assert key(APPLIANCE_URL="https://elsewhere") == "paperspace"
+
+
 def test_a_stored_key_goes_to_its_own_server_alone(tmp_path: Path) -> None:
     home = {"HOME": str(tmp_path)}
     settings.store(settings.Settings("https://stored:8443", "grad_stored", None), home)

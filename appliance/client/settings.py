@@ -2,8 +2,9 @@
 
 What this keeps true: the file is `config.json` in `$XDG_CONFIG_HOME/appliance` (default `~/.config/appliance`), 0600 in a
 folder that is 0700, replaced in one step; it holds several servers and which of them is the current one. Order, first
-wins: arguments, `APPLIANCE_URL` with `APPLIANCE_API_KEY` (or `PAPERSPACE_API_KEY`, which Gradient set in its containers)
-and `APPLIANCE_CA`, the file. A stored key is only ever sent to the server that it was stored for.
+wins: arguments, `APPLIANCE_URL` with `APPLIANCE_API_KEY` and `APPLIANCE_CA`, the file. A stored key is only ever sent to
+the server that it was stored for. `PAPERSPACE_API_KEY`, which Gradient set in its containers, is the last resort and needs
+`APPLIANCE_URL` beside it: in a shell it may well be the key of an account at Paperspace, which is nobody's business here.
 
 Why: one sign-in on a laptop, none in a container, and no key in a shell's history.
 """
@@ -65,7 +66,9 @@ def find(environ: Mapping[str, str] | None = None) -> Settings | None:
     if url is None:
         return None
     known = stored.get(url)
-    key = environ.get("APPLIANCE_API_KEY") or environ.get("PAPERSPACE_API_KEY") or (known.key if known else None)
+    key = environ.get("APPLIANCE_API_KEY") or (known.key if known else None)
+    if not key and named:
+        key = environ.get("PAPERSPACE_API_KEY") or None
     ca = Path(environ["APPLIANCE_CA"]) if environ.get("APPLIANCE_CA") else (known.ca if known else None)
     return Settings(url, key, ca, known.email if known else None)
 
