@@ -44,12 +44,12 @@ def free_range(count: int) -> tuple[int, int]:
     """`count` ports in a row that were free a moment ago."""
     for _ in range(100):
         first = free_port()
-        if first + count < 65000 and all(_is_free(port) for port in range(first, first + count)):
+        if first + count < 65000 and all(is_free(port) for port in range(first, first + count)):
             return first, first + count - 1
     raise AssertionError("no free range of ports")
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", port))

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from journeys.stories import Asker, adder, ask
-from running import free_range
+from running import free_range, is_free
 from test_holder import holder
 from tritonclient.utils import InferenceServerException
 from waiting import wait_until
@@ -309,11 +309,26 @@ def test_a_key_opens_within_a_look_and_a_revoked_one_no_more(stage: Stage) -> No
     assert key not in str(listed)
 
 
-def test_one_whose_port_somebody_has_says_so_and_keeps_no_other_from_serving(
+def test_one_that_never_served_takes_another_port_for_a_busy_one(stage: Stage) -> None:
+    with socket.create_server(("127.0.0.1", stage.config.deployment_ports[0])):
+        deployment = stage.apply(10, "first")
+        assert deployment.port == stage.config.deployment_ports[0]
+
+        stage.until(lambda: stage.look(deployment).serving, "it serves")
+
+    assert stage.look(deployment).port == stage.config.deployment_ports[0] + 1
+
+
+def test_one_whose_known_port_somebody_has_says_so_waits_and_keeps_no_other_from_serving(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with socket.create_server(("127.0.0.1", stage.config.deployment_ports[0])):
-        blocked = stage.apply(10, "blocked")
+    blocked = stage.serving(stage.apply(10, "blocked"), 1)
+    with stage.db.write() as tx:
+        deployments.set_enabled(tx, stage.actor, blocked.id, False)
+    stage.until(lambda: is_free(blocked.port), "its port is free")
+    with socket.create_server(("127.0.0.1", blocked.port)):
+        with stage.db.write() as tx:
+            deployments.set_enabled(tx, stage.actor, blocked.id, True)
         free = stage.apply(20, "free")
 
         stage.until(lambda: stage.look(free).serving, "the other one serves")
@@ -324,6 +339,7 @@ def test_one_whose_port_somebody_has_says_so_and_keeps_no_other_from_serving(
         assert str(blocked.port) in said[0]
 
     stage.until(lambda: stage.look(blocked).serving, "it serves when the port is free")
+    assert stage.look(blocked).port == blocked.port
 
 
 @pytest.mark.parametrize("place", ["replica.wanted", "spec.starting", "socket.handed", "spec.serving", "spec.draining"])

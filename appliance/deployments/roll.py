@@ -20,6 +20,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -29,7 +30,7 @@ from appliance import clock, containers, ids, machine, versions
 from appliance.config import Config
 from appliance.db import Database, Reader
 from appliance.deployments import wishes
-from appliance.errors import ApplianceError, DurabilityLost, EngineBusy
+from appliance.errors import ApplianceError, Conflict, DurabilityLost, EngineBusy
 from appliance.inference import control
 from appliance.records import Container, ContainerSpec, Deployment, DeploymentSpec, Mount
 from appliance.states import Seen, SpecState, Want
@@ -180,7 +181,7 @@ class Roller:
 
     def _try(self, deployment: Deployment, spec: DeploymentSpec, replicas: list[Container]) -> None:
         """Hand the socket over when every replica is ready; fail the spec when one cannot be."""
-        failure = self._failure(replicas)
+        failure = self._failure(deployment.id, replicas)
         if failure is not None:
             with self.db.write() as tx:
                 if wishes.move_spec(tx, spec, SpecState.FAILED, error=failure):
@@ -212,7 +213,7 @@ class Roller:
         finally:
             line.close()
 
-    def _failure(self, replicas: list[Container]) -> str | None:
+    def _failure(self, deployment_id: str, replicas: list[Container]) -> str | None:
         """The sentence that says why the replicas will never be ready, or None."""
         for replica in replicas:
             if replica.seen in (Seen.EXITED, Seen.REMOVED):
@@ -230,7 +231,8 @@ class Roller:
                     return status.error or "The model could not be loaded."
             started = clock.parse(replica.started_at or clock.stamp())
             if clock.now() - started > timedelta(seconds=START_S):
-                return f"The serving process was not ready within {START_S} seconds; its log may say why."
+                why = self._problems.get(deployment_id, "its log may say why")
+                return f"The deployment was not ready within {START_S} seconds: {why}"
         return None
 
     def _is_ready(self, replica: Container) -> bool:
@@ -244,13 +246,25 @@ class Roller:
     def _hand_over(self, deployment: Deployment, replica: Container) -> None:
         """The replica accepts on the deployment's socket, and knows its keys."""
         self._send_keys(deployment, replica)
-        holder = control.HolderClient(self.config.holder_socket)
-        sock, _ = holder.open(deployment.id, self.config.deployment_address, deployment.port)
+        sock = self._listener(deployment)
         try:
             control.listen(self._socket(replica), sock)
         finally:
             sock.close()
         self._listening.add(replica.id)
+
+    def _listener(self, deployment: Deployment) -> socket.socket:
+        """The deployment's listening socket, from the holder. One that never served takes another port for a busy one;
+        one whose port its clients know waits for it.
+        """
+        holder = control.HolderClient(self.config.holder_socket)
+        try:
+            return holder.open(deployment.id, self.config.deployment_address, deployment.port)[0]
+        except Conflict as error:
+            with self.db.write() as tx:
+                if not wishes.take_another_port(tx, deployment.id):
+                    raise
+            raise EngineBusy(f"{error.message} Another port is taken.") from error
 
     # -- serving -------------------------------------------------------------------------------------------------------
 

@@ -159,6 +159,21 @@ def _insert(tx: Tx, actor: Actor, project_id: str, name: str, ports: tuple[int, 
     return deployment_id
 
 
+def take_another_port(tx: Tx, deployment_id: str) -> bool:
+    """A deployment that no client can know yet gets the next port; False for one that has served."""
+    if tx.one("SELECT 1 FROM deployment_specs WHERE deployment_id = ? AND healthy_at IS NOT NULL", deployment_id):
+        return False
+    first, last = port_range(tx)
+    taken = {row["port"] for row in tx.all("SELECT port FROM deployments")}
+    now = int(tx.value("SELECT port FROM deployments WHERE id = ?", deployment_id))
+    after = [*range(now + 1, last + 1), *range(first, now)]
+    free = next((port for port in after if port not in taken), None)
+    if free is None:
+        return False
+    tx.run("UPDATE deployments SET port = ? WHERE id = ?", free, deployment_id)
+    return True
+
+
 def port_range(db: Reader) -> tuple[int, int]:
     """The ports for deployments, as the daemon noted them at its start."""
     first, last = (machine.setting(db, "deployment_ports") or "9400-9799").split("-")
