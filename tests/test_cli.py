@@ -475,7 +475,7 @@ def test_keys_and_members(ada: Run, web: Live, monkeypatch: pytest.MonkeyPatch) 
     assert key["key"].startswith("grad_")
     assert "laptop" in ada("keys", "list").out
 
-    assert ada("keys", "revoke", "laptop").code == 0
+    assert ada("keys", "revoke", "laptop", "-y").code == 0
     link = ada("members", "invite", "new@example.org", "--json").json["url"]
     assert "/accept?token=" in link
     assert "new@example.org" in ada("members", "invitations").out
@@ -514,7 +514,23 @@ def test_login_with_a_password_makes_a_key(ada: Run, web: Live, monkeypatch: pyt
     done = ada("login", web.url, "--email", "pat@example.org", "--password", "-", stdin="correct horse battery\n")
 
     assert done.code == 0, done.err
-    assert ada("keys", "list", "--json").json[0]["name"].count("@") == 1
+    (first,) = ada("keys", "list", "--json").json
+    assert first["name"].count("@") == 1
+
+    again = ada("login", web.url, "--email", "pat@example.org", "--password", "-", stdin="correct horse battery\n")
+    assert again.code == 0, again.err
+    (second,) = ada("keys", "list", "--json").json
+    assert second["id"] != first["id"]
+
+    given = ada("keys", "create", "given", "--json").json["key"]
+    for _ in range(2):
+        assert ada("login", web.url, "--key", "-", stdin=f"{given}\n").code == 0
+        assert [each["name"] for each in ada("keys", "list", "--json").json] == ["given"]
+    assert (
+        ada("login", web.url, "--email", "pat@example.org", "--password", "-", stdin="correct horse battery\n").code
+        == 0
+    )
+    assert {each["name"] for each in ada("keys", "list", "--json").json} == {"given", first["name"]}
 
 
 def test_the_machine_and_its_doctor_answer(ada: Run) -> None:

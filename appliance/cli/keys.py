@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from appliance.cli.shell import Shell, verb, verbs
+from appliance.cli.shell import Shell, verb, verbs, yes_option
 from appliance.cli.terminal import ago
 from appliance.errors import NotFound
 
@@ -13,7 +13,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     place = verbs(parser)
     verb(place, "list", _list, "list your keys; their secrets are nowhere to be had")
     verb(place, "create", _create, "make a key; it is shown this once", "NAME")
-    verb(place, "revoke", _revoke, "make a key worthless", "KEY")
+    yes_option(verb(place, "revoke", _revoke, "make a key worthless, without asking", "KEY"))
 
 
 def _list(shell: Shell) -> None:

@@ -2,7 +2,8 @@
 
 What this keeps true: no key or password leaves before the certificate is trusted, by the system or because a person
 compared its fingerprint; over plain HTTP to another machine nothing is sent at all; what is changed in git's
-configuration is shown. A second login replaces the first.
+configuration is shown. A second login replaces the first: once the new key works, the one that an earlier login with a
+password made here for this server is revoked. A key that was given is not: it may be in use elsewhere.
 
 Why a key and not the password: it can be revoked by itself, and it is what git and the SDK need anyway.
 """
@@ -22,7 +23,7 @@ from appliance.cli.shell import Shell, json_option
 from appliance.client import Client, settings, trust
 from appliance.client.settings import Settings
 from appliance.client.transport import Unreachable, is_loopback
-from appliance.errors import BadRequest, Unauthorized
+from appliance.errors import ApplianceError, BadRequest, Unauthorized
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +47,10 @@ def _login(shell: Shell) -> None:
     key = _key(shell, url, ca)
     session = _session(url, key, ca)
     email = str(session["user"]["email"])
+    before = settings.servers()[0].get(url)
     path = settings.store(Settings(url, key, ca, email))
+    if before is not None and before.key and before.key != key:
+        _revoke(shell, url, before.key, ca)
     told = _tell_git(shell, url, ca)
     shell.term.answer(
         {"url": url, "email": email, "config": str(path), "ca": str(ca) if ca else None, "git": told},
@@ -103,10 +107,28 @@ def _key(shell: Shell, url: str, ca: Path | None) -> str:
         password = _secret(args.password, f"Password of {args.email}: ")
         with Client(url, None, ca=ca) as client:
             client.account.sign_in(args.email, password)
-            key = str(client.keys.create(f"{getpass.getuser()}@{socket.gethostname()}")["key"])
+            key = str(client.keys.create(_own_name())["key"])
             client.account.sign_out()
             return key
     return _secret(args.key, f"API key (make one at {url}/settings): ")
+
+
+def _own_name() -> str:
+    """What a key is called that is made here."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+def _revoke(shell: Shell, url: str, old: str, ca: Path | None) -> None:
+    """The key of an earlier login opens nothing any more; where that fails it is said, for the new key works anyway."""
+    try:
+        with Client(url, old, ca=ca) as client:
+            for each in client.keys.list():
+                if each.get("name") == _own_name() and old.startswith(f"{each.get('prefix')}_"):
+                    client.keys.revoke(str(each["id"]))
+    except Unauthorized:
+        return
+    except ApplianceError as error:
+        shell.term.note(f"The key of the last login could not be revoked ({error.message}): see {url}/settings.")
 
 
 def _secret(given: str | None, question: str) -> str:
