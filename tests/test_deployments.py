@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from journeys.stories import Asker, adder, ask
-from running import free_range, is_free
+from running import free_port, free_range, is_free
 from test_holder import holder
 from tritonclient.utils import InferenceServerException
 from waiting import wait_until
