@@ -187,6 +187,54 @@ def test_a_models_metrics_stand_beside_its_versions(web: Web, tmp_path: Path) ->
     assert ">0.979827</td>" in text
 
 
+METRICS = [
+    ([{"name": "accuracy", "numberValue": 0.9}, {"name": "note", "stringValue": "x"}, 5], {"accuracy": 0.9}),
+    ({"loss": 1, "good": True, "note": "x", "deep": {"a": 1}}, {"loss": 1}),
+    (None, {}),
+    ("abc", {}),
+    (7, {}),
+]
+
+
+@pytest.mark.parametrize("told, numbers", METRICS)
+def test_whatever_somebody_calls_metrics_every_page_of_the_model_is_shown(
+    web: Web, told: Any, numbers: dict[str, float]
+) -> None:
+    home = f"metrics{METRICS.index((told, numbers))}"
+    with web.house.db.write() as tx:
+        project = projects.create(tx, web.boss, home)
+        made = models.create(tx, web.boss, name=home, model_type="Custom", project_id=project.id)
+    api = web.client("boss")
+    version = api.post(f"/v1/models/{made.id}/versions", json={"metadata": {"metrics": told}}).json()["version"]
+    api.put(f"/v1/models/{made.id}/versions/{version}/files/x", content=b"1")
+    assert api.put(f"/v1/models/{made.id}/versions/{version}", json={"isCommitted": True}).status_code == 200
+    client = signed_in(web)
+
+    pages = [
+        client.get(at) for at in (f"/projects/{home}/models", f"/models/{made.id}", f"/models/{made.id}/versions/1")
+    ]
+
+    assert [each.status_code for each in pages] == [200, 200, 200]
+    for name in numbers:
+        assert all(name in each.text for each in pages)
+    with web.house.db.read() as r:
+        assert view.metrics_of(models.get_version(r, web.boss, made.id, "1")) == numbers
+
+
+def test_a_folder_that_is_opened_as_a_file_leads_to_the_folder(web: Web, tmp_path: Path) -> None:
+    (tmp_path / "sub dir").mkdir()
+    (tmp_path / "sub dir" / "a").write_text("a")
+    number = stored(web, tmp_path, name="folders")
+    client, at = signed_in(web), f"/datasets/folders/versions/{number}"
+
+    folder = client.get(f"{at}/file", params={"path": "sub dir"})
+    nothing = client.get(f"{at}/file", params={"path": ""})
+
+    assert (folder.status_code, folder.headers["location"]) == (303, f"{at}?path=sub%20dir")
+    assert (nothing.status_code, nothing.headers["location"]) == (303, at)
+    assert client.get(folder.headers["location"]).status_code == 200
+
+
 # -- previews ----------------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ import msgspec
 from litestar import Response
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, QueryParameter, URLEncodedBody
+from litestar.response import Redirect
 
 from appliance import catalog, datasets, deployments, models, projects, runs
 from appliance.db import Reader
@@ -24,7 +25,7 @@ from appliance.web.auth import who
 from appliance.web.errors import AnyRequest
 from appliance.web.pages import files
 from appliance.web.pages.project import run_url
-from appliance.web.pages.view import go, page
+from appliance.web.pages.view import go, metrics_of, page
 from appliance.web.params import After
 from appliance.web.render import base_url
 from appliance.web.routes import get, post
@@ -112,7 +113,7 @@ def handlers(noun: str, verbs: ModuleType) -> list[HTTPRouteHandler]:
             makers = {each.id: _maker(r, actor, each) for each in listed.items}
             goes = verbs.removal(r, actor, found.id) if known["may_change"] else None
             serving = _serving(r, actor, found) if noun == "model" else []
-        metrics = sorted({name for each in listed.items for name in each.metadata.get("metrics", {})})
+        metrics = sorted({name for each in listed.items for name in metrics_of(each)})
         more = {"versions": listed.items, "next_page": listed.next_page, "makers": makers, "removal": goes}
         more |= {"metrics": metrics[:6], "serving": serving, "base": base_url(house.config)}
         return page(request, "data/thing.html", **known, **more)
@@ -168,6 +169,9 @@ def handlers(noun: str, verbs: ModuleType) -> list[HTTPRouteHandler]:
         if version.root is None:
             raise NotFound("The version is not committed yet; its files can be looked at afterwards.")
         entry = house.store.entry(version.root, path)
+        if entry.kind == "directory":
+            folder = f"?path={quote(entry.path)}" if entry.path else ""
+            return Redirect(f"{url_of(found)}/versions/{version.number}{folder}", status_code=303)
         seen = files.preview(house.store, version.root, entry)
         at = {"version": version, "entry": entry, "crumbs": files.crumbs(path), "preview": seen}
         return page(request, "data/file.html", **known, **at)

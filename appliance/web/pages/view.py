@@ -22,6 +22,7 @@ from litestar.response import Redirect
 from markupsafe import Markup
 
 from appliance import __version__, clock
+from appliance.records import Version
 from appliance.web.auth import find_actor
 from appliance.web.errors import AnyRequest
 from appliance.web.pages.static import address
@@ -122,6 +123,22 @@ def number(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def metrics_of(version: Version) -> dict[str, int | float]:
+    """The numbers that the version's metadata calls metrics: by name, or listed as Gradient does; what is neither, is none."""
+    told = version.metadata.get("metrics")
+    if isinstance(told, list):
+        told = {
+            str(each["name"]): each.get("numberValue") for each in told if isinstance(each, dict) and "name" in each
+        }
+    if not isinstance(told, dict):
+        return {}
+    return {
+        str(name): value
+        for name, value in told.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
 def segment(text: object) -> str:
     """`text` as one segment of an address."""
     return quote(str(text), safe="")
@@ -144,6 +161,7 @@ def _environment() -> Environment:
         "branch": branch,
         "plural": plural,
         "number": number,
+        "metrics_of": metrics_of,
         "segment": segment,
     }
     made.globals |= {"duration": duration, "static": address, "release": __version__}
