@@ -11,7 +11,7 @@ Why: every door asks "who is this" here, and nowhere else is a secret compared.
 
 from __future__ import annotations
 
-from appliance.accounts.keys import create_key, key_actor, list_keys, local_admin_key, revoke_key
+from appliance.accounts.keys import create_key, key_actor, key_id_of, key_stands, list_keys, local_admin_key, revoke_key
 from appliance.accounts.links import (
     accept,
     invitation,
@@ -22,7 +22,15 @@ from appliance.accounts.links import (
     withdraw_invitation,
 )
 from appliance.accounts.passwords import hash_password
-from appliance.accounts.sessions import end_session, end_sessions, open_session, session_actor, sign_in
+from appliance.accounts.sessions import (
+    digest,
+    end_session,
+    end_sessions,
+    open_session,
+    session_actor,
+    session_stands,
+    sign_in,
+)
 from appliance.accounts.users import (
     LOCAL_ADMIN,
     actor_of,
@@ -44,6 +52,7 @@ __all__ = [
     "actor_of",
     "create_key",
     "create_user",
+    "digest",
     "disable_user",
     "enable_user",
     "end_session",
@@ -55,6 +64,8 @@ __all__ = [
     "invitation",
     "invite",
     "key_actor",
+    "key_id_of",
+    "key_stands",
     "list_invitations",
     "list_keys",
     "list_users",
@@ -65,6 +76,7 @@ __all__ = [
     "reset_link",
     "revoke_key",
     "session_actor",
+    "session_stands",
     "set_role",
     "setup_token",
     "sign_in",

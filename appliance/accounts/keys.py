@@ -92,6 +92,18 @@ def key_actor(db: Database, secret: str) -> Actor | None:
     return actor_of(user_of(row), "key")
 
 
+def key_id_of(secret: str) -> str | None:
+    """The id that a key's secret begins with; None when it is no key."""
+    parts = _KEY.fullmatch(secret)
+    return parts[1] if parts else None
+
+
+def key_stands(db: Reader, key_id: str) -> bool:
+    """Whether the key has been neither revoked nor deleted, and has not expired."""
+    row = db.one("SELECT expires_at FROM api_keys WHERE id = ? AND revoked_at IS NULL", key_id)
+    return row is not None and not (row["expires_at"] and clock.parse(row["expires_at"]) <= clock.now())
+
+
 def local_admin_key(tx: Tx) -> str:
     """A new key for root on this server; the one made before it stops working.
 

@@ -25,7 +25,7 @@ from typing import Any
 from appliance import clock, events
 from appliance.accounts import passwords
 from appliance.accounts.users import actor_of, user_of
-from appliance.db import Database, Row, Tx
+from appliance.db import Database, Reader, Row, Tx
 from appliance.errors import DiskFull, TooManyRequests, Unauthorized
 from appliance.records import Actor, User
 
@@ -195,6 +195,12 @@ def session_actor(db: Database, token: str, *, idle_hours: int = IDLE_HOURS) -> 
     if unseen > timedelta(seconds=_TOUCH_S):
         note_use(db, "UPDATE sessions SET seen_at = ? WHERE token_hash = ?", clock.stamp(now), row["token_hash"])
     return actor_of(user_of(row), "session")
+
+
+def session_stands(db: Reader, token_hash: str) -> bool:
+    """Whether the session, by the digest of its token, has not ended. No sign of life."""
+    row = db.one("SELECT expires_at FROM sessions WHERE token_hash = ?", token_hash)
+    return row is not None and clock.parse(row["expires_at"]) > clock.now()
 
 
 def note_use(db: Database, sql: str, *values: Any) -> None:

@@ -25,6 +25,7 @@ from litestar.datastructures import Cookie
 from litestar.handlers import BaseRouteHandler
 
 from appliance import accounts
+from appliance.db import Reader
 from appliance.errors import BadRequest, Forbidden, Unauthorized
 from appliance.records import Actor
 from appliance.web.errors import AnyRequest
@@ -85,10 +86,12 @@ async def authenticate(connection: Connection) -> Actor | None:
             actor = await sync_to_thread(accounts.key_actor, house.db, secret.strip())
         if actor is None:
             raise Unauthorized("The API key is wrong, has expired or was revoked.")
+        connection.scope["state"]["proof"] = ("key", accounts.key_id_of(secret.strip()))
         return actor
     token = session_token(connection)
     if token is None:
         return None
+    connection.scope["state"]["proof"] = ("session", accounts.digest(token))
     return await sync_to_thread(_session_actor, house, token)
 
 
@@ -153,6 +156,14 @@ def who(request: AnyRequest) -> tuple[House, Actor]:
     actor = find_actor(request)
     assert actor is not None, "a public route asked who it is"
     return house_of(request), actor
+
+
+def proof_stands(db: Reader, connection: Connection) -> bool:
+    """Whether the key or session by which the request came in would still let it in."""
+    kind, name = connection.scope["state"].get("proof", ("none", ""))
+    if kind == "key":
+        return accounts.key_stands(db, name)
+    return kind == "session" and accounts.session_stands(db, name)
 
 
 def _git_actor(connection: Connection) -> Actor:

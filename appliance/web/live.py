@@ -23,8 +23,8 @@ from litestar.response import Stream
 from appliance import accounts
 from appliance.db import Database, Reader
 from appliance.errors import ApplianceError, Unauthorized
-from appliance.records import Actor
 from appliance.runtime.logs import LogStore
+from appliance.web.auth import proof_stands, who
 from appliance.web.errors import AnyRequest
 
 HEARTBEAT_S = 15.0
@@ -132,11 +132,15 @@ async def _parts(live: Live, look: Look, first: Found, ticket: asyncio.Future[No
             events, over = [("end", {"phase": None, "message": error.message})], True
 
 
-def insist(db: Reader, actor: Actor) -> None:
-    """Raises Unauthorized when the one who opened the stream has been removed, disabled or given another role since."""
+def insist(db: Reader, request: AnyRequest) -> None:
+    """Raises Unauthorized when the one who opened the stream has been removed, disabled or given another role since, or
+    when the key or session that opened it has ended."""
+    _, actor = who(request)
     user = accounts.find_user(db, actor.user_id)
     if user is None or user.disabled_at or user.role is not actor.role:
         raise Unauthorized("Your account has changed; sign in again.")
+    if not proof_stands(db, request):
+        raise Unauthorized("The session or API key that opened this has ended; sign in again.")
 
 
 def encode(name: str, data: Any) -> bytes:

@@ -163,7 +163,7 @@ async def stream_logs(
 
     def look() -> tuple[list[live.Event], bool]:
         with house.db.read() as r:
-            live.insist(r, actor)
+            live.insist(r, request)
             replica = _replica(r, actor, deployment, chosen[0])
         if replica is None:
             return [], False

@@ -225,7 +225,7 @@ async def stream_run(request: AnyRequest, run: FromPath[str]) -> Stream:
 
     def look() -> tuple[list[live.Event], bool]:
         with house.db.read() as r:
-            live.insist(r, actor)
+            live.insist(r, request)
             found = runs.get_run(r, actor, run)
             shown = _shown(r, house, actor, found)
         events: list[live.Event] = [("run", shown)] if shown != before[0] else []
@@ -261,7 +261,7 @@ async def stream_job_log(request: AnyRequest, run: FromPath[str], job: FromPath[
 
     def look() -> tuple[list[live.Event], bool]:
         with house.db.read() as r:
-            live.insist(r, actor)
+            live.insist(r, request)
             found = runs.get_job(r, actor, run, job)
             key = runs.log_of(r, actor, run, job)
         seen = known.setdefault(key, -1 if any(known) else after)

@@ -98,7 +98,7 @@ async def _changes(request: AnyRequest, look: Look, thing: str, seen: str) -> St
 
     def events_since() -> live.Found:
         with house.db.read() as r:
-            live.insist(r, actor)
+            live.insist(r, request)
             found, is_over = look(r, actor, thing)
         now = digest(found)
         news: list[live.Event] = [("changed", {})] if before[0] not in ("", now) else []
