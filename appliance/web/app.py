@@ -147,6 +147,7 @@ async def _threads(app: Litestar) -> AsyncIterator[None]:
     pools = [ThreadPoolExecutor(THREADS, thread_name_prefix=name) for name in ("web", "upload")]
     asyncio.get_running_loop().set_default_executor(pools[0])
     app.state.uploads = pools[1]
+    app.state.uploading = {}  # each user's places, see web/transfer.py
     try:
         yield
     finally:

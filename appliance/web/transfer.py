@@ -1,7 +1,8 @@
 """Bytes in and out, streamed: uploads into a stage, downloads with ranges, a version as a tar archive.
 
-What this keeps true: no body is held in memory; whoever reads slowly holds no thread; what somebody stored is never shown as
-a page of ours (attachment, sandbox, octet-stream).
+What this keeps true: no body is held in memory; whoever reads slowly holds no thread, and whoever sends slowly at most
+eight, so that the threads last for everybody; what somebody stored is never shown as a page of ours (attachment, sandbox,
+octet-stream).
 
 Why: a dataset is larger than memory, and its files are other people's.
 """
@@ -14,6 +15,7 @@ import tarfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -21,12 +23,15 @@ from litestar.concurrency import sync_to_thread
 from litestar.response import Stream
 
 from appliance import clock
-from appliance.errors import BadRequest
+from appliance.errors import BadRequest, TooManyRequests
 from appliance.records import FileEntry, Version
 from appliance.store import Store
+from appliance.web.auth import who
 from appliance.web.errors import AnyRequest
 
 PIECE = 1 << 20
+UPLOADS_EACH = 8
+PATIENCE_S = 20.0
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _PAGE = 1000
 _BROKEN = "The upload broke off before its end; nothing was kept."
@@ -42,6 +47,7 @@ class OutsideOfFile(BadRequest):
 async def receive(request: AnyRequest, pool: Executor, take: Callable[[Iterator[bytes]], T]) -> T:
     """What `take` makes of the body's pieces, which come as the client sends them. A body that breaks off is a BadRequest.
 
+    TooManyRequests when eight uploads of the user are under way and none ends within twenty seconds.
     When this is cancelled (the daemon stops), the thread that waits for the next piece is let go.
     """
     loop = asyncio.get_running_loop()
@@ -61,13 +67,32 @@ async def receive(request: AnyRequest, pool: Executor, take: Callable[[Iterator[
         if more:
             raise BadRequest(_BROKEN)
 
+    async with _place(request):
+        try:
+            return await loop.run_in_executor(pool, take, pieces())
+        except asyncio.CancelledError:
+            stopped.set()
+            for each in asked:
+                each.cancel()
+            raise
+
+
+@asynccontextmanager
+async def _place(request: AnyRequest) -> AsyncIterator[None]:
+    """One of the user's places for uploads, as long as it lasts; whoever waits for one holds no thread."""
+    places: dict[str, asyncio.Semaphore] = request.app.state.uploading
+    mine = places.setdefault(who(request)[1].user_id, asyncio.Semaphore(UPLOADS_EACH))
     try:
-        return await loop.run_in_executor(pool, take, pieces())
-    except asyncio.CancelledError:
-        stopped.set()
-        for each in asked:
-            each.cancel()
-        raise
+        async with asyncio.timeout(PATIENCE_S):
+            await mine.acquire()
+    except TimeoutError as error:
+        raise TooManyRequests(
+            f"{UPLOADS_EACH} of your uploads are under way, the most at once; wait until one ends, then send it again."
+        ) from error
+    try:
+        yield
+    finally:
+        mine.release()
 
 
 async def _piece(request: AnyRequest) -> tuple[bytes, bool]:
