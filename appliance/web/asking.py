@@ -1,7 +1,8 @@
 """Asking a deployment in somebody's stead: the dashboard's form, for trying a model out.
 
 What this keeps true: the request goes to the deployment's own port on this machine, with the daemon's key for it; it takes
-at most 60 seconds and 16 MiB, and at most eight are under way, so that a slow model cannot stop the dashboard.
+at most 60 seconds and 16 MiB, and at most eight are under way, so that a slow model cannot stop the dashboard. What a page
+needs to know of a model has places of its own and waits for two seconds, so that a page never waits for a model.
 
 Why: a browser on the dashboard has no key of the deployment, and must not be given one.
 """
@@ -20,46 +21,58 @@ from appliance.errors import BadRequest, Conflict, PreconditionFailed, TooLarge,
 from appliance.records import Deployment
 
 TIMEOUT_S = 60.0
+GLANCE_S = 2.0
 MOST_BYTES = 16 << 20
 AT_ONCE = 8
 _slots = threading.BoundedSemaphore(AT_ONCE)
+_glances = threading.BoundedSemaphore(AT_ONCE)
 
 
 def metadata(config: Config, deployment: Deployment) -> Any:
-    """The served model's inputs and outputs, as the Open Inference Protocol shows them."""
-    return ask(config, deployment, "GET", "", None)
+    """The served model's inputs and outputs, as the Open Inference Protocol shows them. PreconditionFailed after 2 s."""
+    return _ask(config, deployment, "GET", "", None, _glances, GLANCE_S)
 
 
 def infer(config: Config, deployment: Deployment, body: Any) -> Any:
     """The answer to one Open Inference request."""
-    return ask(config, deployment, "POST", "/infer", json.dumps(body).encode())
+    return _ask(config, deployment, "POST", "/infer", json.dumps(body).encode(), _slots, TIMEOUT_S)
 
 
-def ask(config: Config, deployment: Deployment, method: str, path: str, body: bytes | None) -> Any:
+def _ask(
+    config: Config,
+    deployment: Deployment,
+    method: str,
+    path: str,
+    body: bytes | None,
+    slots: threading.BoundedSemaphore,
+    timeout_s: float,
+) -> Any:
     """JSON from the model that serves. Conflict when none does, BadRequest with what the model says is wrong."""
     if deployment.serving is None:
         raise Conflict(f"The deployment {deployment.name!r} does not serve yet; wait until it is healthy.")
     name = str(deployment.serving.config.get("modelName") or deployment.name)
-    if not _slots.acquire(blocking=False):
+    if not slots.acquire(blocking=False):
         raise TooManyRequests("Too many requests are being tried at once; try again in a moment.")
     try:
-        status, found = _request(config, deployment, method, f"/v2/models/{quote(name)}{path}", body)
+        status, found = _request(config, deployment, method, f"/v2/models/{quote(name)}{path}", body, timeout_s)
     finally:
-        _slots.release()
+        slots.release()
     if status != 200:
         said = found.get("error") if isinstance(found, dict) else None
         raise BadRequest(f"The deployment answered {status}: {said or 'without a reason'}".rstrip(".") + ".")
     return found
 
 
-def _request(config: Config, deployment: Deployment, method: str, path: str, body: bytes | None) -> tuple[int, Any]:
+def _request(
+    config: Config, deployment: Deployment, method: str, path: str, body: bytes | None, timeout_s: float
+) -> tuple[int, Any]:
     address = urlsplit(deployments.local_url(config, deployment))
     headers = {
         "Authorization": f"Bearer {deployments.internal_key(config, deployment.id)}",
         "Content-Type": "application/json",
         "Accept": "application/json",
     }
-    plug = http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port, timeout=TIMEOUT_S)
+    plug = http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port, timeout=timeout_s)
     try:
         plug.request(method, path, body, headers)
         answer = plug.getresponse()
@@ -72,6 +85,8 @@ def _request(config: Config, deployment: Deployment, method: str, path: str, bod
         plug.close()
     if len(text) > MOST_BYTES:
         raise TooLarge(f"The answer is larger than {MOST_BYTES >> 20} MiB; ask the deployment itself.")
+    if answer.getheader("Inference-Header-Content-Length") is not None:
+        raise BadRequest("The outputs came as binary data; the form takes JSON alone, so ask without binary_data.")
     try:
         return answer.status, json.loads(text)
     except ValueError as error:

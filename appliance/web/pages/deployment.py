@@ -12,7 +12,7 @@ from litestar.concurrency import sync_to_thread
 from litestar.params import FromPath, QueryParameter, URLEncodedBody
 from litestar.response import Stream
 
-from appliance import deployments, models, projects
+from appliance import deployments, models, projects, tls
 from appliance.errors import ApplianceError, NotFound
 from appliance.records import Container, Deployment
 from appliance.runtime.logs import printable
@@ -227,6 +227,7 @@ def _page(
         watched=watched,
         lines=[(line.number, printable(line.text)) for line in _lines(house, watched)] if tab == "log" else [],
         url=deployments.url(house.config, found),
+        own_ca=_has_own_ca(house),
         local_url=deployments.local_url(house.config, found),
         answer=answer,
         problem=problem,
@@ -245,6 +246,15 @@ def _form(house: House, found: Deployment, asked: str | None) -> dict[str, Any]:
         return {**empty, "silent": error.message}
     text = asked or trying.example_text(trying.example(model["inputs"]))
     return {"model": model, "example": text, "grid": trying.grid_of(model["inputs"]), "silent": None}
+
+
+def _has_own_ca(house: House) -> bool:
+    """Whether clients must be told of our authority, rather than trust the administrator's certificate already."""
+    try:
+        found = tls.find(house.config)
+    except ApplianceError:
+        return False  # the doctor says what is wrong with it
+    return found is not None and found.ca is not None
 
 
 def _versions(r: Any, actor: Any, found: Deployment) -> list[Any]:
