@@ -11,20 +11,24 @@ import socket
 import subprocess
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 from waiting import wait_until
-from web_support import Web, running_web
+from web_support import PASSWORD, Web, running_web
 
-from appliance import accounts, containers, projects, runs
+from appliance import accounts, containers, datasets, projects, runs, tls, versions
 from appliance.records import SYSTEM, ContainerSpec, Role
 from appliance.runtime.engine import LogEntry
 from appliance.store import failpoints
+from appliance.web import asking, transfer
 
 WORKFLOW = """\
 on:
@@ -64,6 +68,67 @@ def put_version(client: httpx.Client, at: str, files: dict[str, bytes]) -> dict[
         ok(client.put(f"{at}/versions/{version['version']}/files/{path}", content=data))
     done: dict[str, Any] = ok(client.put(f"{at}/versions/{version['version']}", json={"isCommitted": True}))
     return done
+
+
+def test_a_file_with_any_name_that_a_job_gave_it_can_be_downloaded(web: Web, tmp_path: Path) -> None:
+    names = ["new\nline", "tab\tx", " lead", "back\\slash"]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    ana, tree = web.client("ana"), web.house.store.put_tree(tmp_path, move=False)
+    with web.house.db.write() as tx:
+        made = datasets.create(tx, web.ana, name="odd-names")
+        versions.add_committed(tx, datasets.CATALOG.owner(made), web.ana, tree)
+    web.house.store.publish(tree)
+    at = "/v1/datasets/odd-names/versions/1/files"
+
+    assert sorted(each["path"] for each in ok(ana.get(at))["items"]) == sorted(names)
+    for name in names:
+        answer = ana.get(f"{at}/{quote(name)}")
+        assert (answer.status_code, answer.text) == (200, name), name
+    assert ana.get(f"{at}/no%0Asuch").status_code == 404
+
+
+def test_only_a_tag_is_found_among_the_tags(web: Web) -> None:
+    ana = web.client("ana")
+    ok(ana.post("/v1/datasets", json={"name": "tag-only"}))
+    version = put_version(ana, "/v1/datasets/tag-only", {"a": b"1"})
+    ok(ana.put("/v1/datasets/tag-only/tags/good", json={"version": "1"}))
+
+    assert ok(ana.get("/v1/datasets/tag-only/tags/good"))["version"] == version["version"]
+    for name in ("1", "latest", version["version"], "none"):
+        assert ana.get(f"/v1/datasets/tag-only/tags/{name}").status_code == 404, name
+
+
+def test_a_members_stalled_uploads_stop_nobody_else_and_end_for_themselves(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "PATIENCE_S", 0.2)
+    ana, bob = web.client("ana"), web.client("bob")
+    for client, name in ((ana, "stalled"), (bob, "flowing")):
+        ok(client.post("/v1/datasets", json={"name": name}))
+        ok(client.post(f"/v1/datasets/{name}/versions", json={}))
+    at = "/v1/datasets/stalled/versions/1/files"
+
+    def stalled(number: int) -> socket.socket:
+        plug = socket.socket(socket.AF_UNIX)
+        plug.connect(str(web.socket))
+        head = f"PUT {at}/f{number} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {web.keys['ana']}\r\n"
+        plug.sendall(f"{head}Content-Length: 9\r\n\r\nx".encode())
+        return plug
+
+    def ninth() -> int:
+        return ana.put(f"{at}/ninth", content=b"1").status_code
+
+    plugs = [stalled(number) for number in range(transfer.UPLOADS_EACH)]
+    wait_until(lambda: ninth() == 429, 10, "all places of ana's are taken")
+    refused = ana.put(f"{at}/ninth", content=b"1")
+    beside = bob.put("/v1/datasets/flowing/versions/1/files/x", content=b"1")
+    for plug in plugs:
+        plug.close()
+
+    assert "uploads are under way" in refused.json()["message"]
+    assert beside.status_code == 200
+    wait_until(lambda: ninth() == 200, 10, "ana's places are free again")
 
 
 # -- projects ----------------------------------------------------------------------------------------------------------
@@ -320,6 +385,33 @@ def test_a_run_is_followed_and_a_change_arrives_at_once(web: Web) -> None:
     assert second[1]["status"]["jobs"]["train"]["phase"] == "Canceled"
 
 
+@pytest.mark.parametrize("door", ["key", "session"])
+def test_a_stream_ends_with_the_key_or_session_that_opened_it(web: Web, door: str) -> None:
+    run = submit(web, f"ended-by-{door}")
+    ana, stranger = web.client("ana"), web.client()
+    if door == "key":
+        key = ok(ana.post("/v1/api-keys", json={"name": "short"}))
+        headers = {"Authorization": f"Bearer {key['key']}"}
+    else:
+        jar = dict(stranger.post("/v1/auth/login", json={"email": "ana@x.org", "password": PASSWORD}).cookies)
+        stranger.cookies.clear()
+        headers = {"Cookie": f"appliance={jar['appliance']}", "Sec-Fetch-Site": "same-origin"}
+
+    with (
+        web.client(None, **headers).stream("GET", f"/v1/runs/{run['uuid']}/stream") as followed,
+        web.client(None, **headers).stream("GET", f"/v1/runs/{run['uuid']}/jobs/train/logs/stream") as lines,
+    ):
+        if door == "key":
+            ok(ana.delete(f"/v1/api-keys/{key['id']}"))
+        else:
+            ok(web.client(None, **headers).post("/v1/auth/logout"))
+        last = [list(events_of(each))[-1] for each in (followed, lines)]
+
+    for name, data in last:
+        assert name == "end"
+        assert "has ended; sign in again" in data["message"]
+
+
 def test_a_log_is_followed_line_by_line_and_resumed_after_a_line(web: Web) -> None:
     run = submit(web, "logged")
     with web.house.db.write() as tx:
@@ -512,14 +604,19 @@ class Model(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if asked.get("inputs") == "binary":
+            self._answer(200, {}, {"Inference-Header-Content-Length": "2"})
+            return
         if not asked.get("inputs"):
             self._answer(400, {"error": "The request has no inputs."})
             return
         self._answer(200, {"model_name": self.path, "outputs": asked["inputs"]})
 
-    def _answer(self, status: int, found: Any) -> None:
+    def _answer(self, status: int, found: Any, headers: Mapping[str, str] = MappingProxyType({})) -> None:
         body = json.dumps(found).encode()
         self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -539,6 +636,7 @@ def test_the_dashboards_form_asks_the_deployment_with_a_key_that_the_browser_nev
         metadata = ok(ana.get(f"{at}/metadata"))
         answered = ok(ana.post(f"{at}/try", json={"inputs": [1]}))
         refused = ana.post(f"{at}/try", json={"inputs": []})
+        binary = ana.post(f"{at}/try", json={"inputs": "binary"})
         server.shutdown()
         thread.join()
     silent = ana.post(f"{at}/try", json={"inputs": [1]})
@@ -552,6 +650,40 @@ def test_the_dashboards_form_asks_the_deployment_with_a_key_that_the_browser_nev
     )
     assert (silent.status_code, silent.json()["code"]) == (412, "PRECONDITION_FAILED")
     assert key not in silent.text
+    assert (binary.status_code, binary.json()["message"]) == (
+        400,
+        "The outputs came as binary data; the form takes JSON alone, so ask without binary_data.",
+    )
+
+
+def test_a_page_is_shown_without_the_form_when_the_replica_hangs_and_leaves_the_places_for_trying(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "GLANCE_S", 0.2)
+    deployment, _ = serving_deployment(web, "hanging")
+    ana = web.client("ana")
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(asking.AT_ONCE) as many:
+        with web.house.db.write() as tx:
+            tx.run("UPDATE deployments SET port = ? WHERE id = ?", silent.getsockname()[1], deployment)
+        pages = list(many.map(lambda _: ana.get(f"/deployments/{deployment}"), range(asking.AT_ONCE)))
+        trial = ana.get(f"/deployments/{deployment}?tab=try")
+
+    assert {each.status_code for each in [*pages, trial]} == {200}
+    assert "does not answer" in trial.text
+    assert "Open Inference request" not in trial.text
+
+
+def test_a_page_tells_of_our_authority_only_where_it_is_used(web: Web) -> None:
+    deployment, _ = serving_deployment(web, "trusted")
+    page = f"/deployments/{deployment}"
+
+    without = web.client("ana").get(page).text
+    tls.ensure(web.house.config)
+    with_own = web.client("ana").get(page).text
+
+    for sign in ("/ca.crt", "--cacert", "cafile="):
+        assert sign not in without
+        assert sign in with_own
 
 
 def test_a_replicas_log_is_followed_until_it_has_ended(web: Web) -> None:

@@ -19,7 +19,7 @@ from litestar.response import Stream
 
 from appliance import versions
 from appliance.db import Database
-from appliance.errors import ApplianceError, BadRequest, Conflict, DurabilityLost
+from appliance.errors import ApplianceError, BadRequest, Conflict, DurabilityLost, NotFound
 from appliance.records import Dataset, FileEntry, Model, Page, Version
 from appliance.store import Stage, clean_path
 from appliance.web import render, transfer
@@ -176,7 +176,7 @@ def handlers(noun: str, verbs: ModuleType, show: Callable[[Any], Json]) -> list[
         house, actor = who(request)
         with house.db.read() as r:
             version = _committed(verbs.get_version(r, actor, thing, selector))
-        entry = house.store.entry(str(version.root), clean_path(path.lstrip("/")))
+        entry = house.store.entry(str(version.root), path.lstrip("/"))  # as a job named it
         if entry.kind == "directory":
             raise BadRequest(f"{entry.path!r} is a folder; list it, or download the version as an archive.")
         return transfer.download(house.store, str(version.root), entry, request.headers.get("range"))
@@ -245,7 +245,10 @@ def handlers(noun: str, verbs: ModuleType, show: Callable[[Any], Json]) -> list[
         """The version at which the tag points."""
         house, actor = who(request)
         with house.db.read() as r:
-            return render.version(verbs.get_version(r, actor, thing, name))
+            found: str | None = verbs.list_tags(r, actor, thing).get(name)
+            if found is None:
+                raise NotFound(f"The {noun} has no tag {name!r}.")
+            return render.version(verbs.get_version(r, actor, thing, found))
 
     @put(f"{thing_path}/tags/{{name:str}}")
     def tag(request: AnyRequest, thing: FromPath[str], name: FromPath[str], data: JSONBody[TagBody]) -> Json:
