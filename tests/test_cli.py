@@ -470,6 +470,27 @@ def test_a_dataset_goes_there_and_comes_back(ada: Run, tmp_path: Path) -> None:
     assert ada("datasets", "delete", "cli-data", "--yes").code == 0
 
 
+@pytest.mark.parametrize("noun", ["datasets", "models"])
+def test_who_may_read_what_put_makes_is_chosen_and_said(
+    ada: Run, web: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, noun: str
+) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    assert ada("projects", "create", f"cli-put-{noun}").code == 0
+
+    common = ada(noun, "put", str(tmp_path / "a.txt"), "cli-common")
+    own = ada(noun, "put", str(tmp_path / "a.txt"), "cli-own", "-p", f"cli-put-{noun}")
+    again = ada(noun, "put", str(tmp_path / "a.txt"), "cli-own", "-p", f"cli-put-{noun}", "--json")
+
+    assert "every member" in common.err
+    assert f"the people of cli-put-{noun} may read it" in own.err
+    assert (again.json["number"], again.json["made"], again.err) == (2, None, "")
+    lines = [line.split() for line in ada(noun, "show", "cli-own").out.splitlines()]
+    assert ["versions", "2"] in lines
+    monkeypatch.setenv("APPLIANCE_API_KEY", web.member)
+    assert ada(noun, "show", "cli-common").code == 0
+    assert ada(noun, "show", "cli-own").code == 4
+
+
 def test_keys_and_members(ada: Run, web: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     key = ada("keys", "create", "laptop", "--json").json
     assert key["key"].startswith("grad_")

@@ -229,6 +229,7 @@ class Versions:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
+        self.links: set[str] = set()
         self.committed = self.deleted = False
         self.refuse: str | None = None
         self.lock = threading.Lock()
@@ -248,7 +249,10 @@ class Versions:
             elif request.method == "DELETE":
                 self.deleted = True
             elif path.endswith("/files"):
-                items = [{"path": each, "kind": "file", "sizeBytes": len(data)} for each, data in self.files.items()]
+                items = [
+                    {"path": each, "kind": "symlink" if each in self.links else "file", "sizeBytes": len(data)}
+                    for each, data in self.files.items()
+                ]
                 return 200, {"items": items, "hasMore": False}
         return 200, {"id": "ds1", "version": "v1", "number": 1}
 
@@ -305,6 +309,41 @@ def test_a_link_in_the_folder_leads_nothing_outside(script: Script, client: Clie
         client.datasets.fetch("digits", tmp_path / "target")
 
     assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_links_come_along_when_they_stay_in_the_folder_and_are_named_when_they_do_not(
+    script: Script, client: Client, tmp_path: Path
+) -> None:
+    kept = {"latest": b"a/b/weights", "a/b/up": b"../../a", "a/self": b"./b"}
+    left = {"passwd": b"/etc/passwd", "a/out": b"../../x", "up": b"..", "trick": b"a/b/up/../../../x", "none": b""}
+    script.answer = versions = Versions()
+    versions.files = {"a/b/weights": b"1", **kept, **left}
+    versions.links = {*kept, *left}
+    target = tmp_path / "target"
+
+    for _ in range(2):
+        found = client.datasets.fetch("digits", target)
+
+        links = {
+            path.relative_to(target).as_posix(): os.fsencode(path.readlink())
+            for path in target.rglob("*")
+            if path.is_symlink()
+        }
+        assert links == {**kept, "a/self": b"b"}
+        assert {each["path"] for each in found["leftOut"]} == set(left)
+    assert (target / "latest").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("tag", ["7", "latest", "a b", ""])
+def test_a_tag_that_cannot_be_is_refused_before_anything_is_sent(
+    script: Script, client: Client, tmp_path: Path, tag: str
+) -> None:
+    (tmp_path / "file").write_text("x")
+
+    with pytest.raises(BadRequest):
+        client.datasets.put("digits", tmp_path, tags=["fine", tag])
+
+    assert script.seen == []
 
 
 def test_a_download_that_breaks_leaves_the_old_file(script: Script, client: Client, tmp_path: Path) -> None:

@@ -23,6 +23,11 @@ def add(parser: argparse.ArgumentParser, noun: str, plural: str) -> Any:
     project_option(verb(place, "list", _list, f"list {plural}"))
     verb(place, "show", _show, f"show a {noun} or one version of it", "REF")
     put = verb(place, "put", _put, f"make a new version of {noun} NAME with the files in DIR", "DIR", "NAME")
+    put.description = (
+        f"Make a new version of {noun} NAME with the files in DIR. Where there is no NAME it is made: in PROJECT, for its "
+        "people to read; without --project every member may read it."
+    )
+    project_option(put)
     put.add_argument("-m", "--message", default="", help="what is new")
     put.add_argument("-t", "--tag", action="append", default=[], metavar="TAG", help="let this tag point at it")
     verb(place, "get", _get, "download the files of a version into DIR", "REF", "DIR")
@@ -63,6 +68,7 @@ def _show(shell: Shell) -> None:
         _show_version(shell, client_of(shell).version(name, selector))
         return
     found = client_of(shell).get(name)
+    count = 0 if shell.term.as_json else sum(1 for _ in client_of(shell).versions(str(found["id"])))
     shell.term.fields(
         found,
         {
@@ -70,6 +76,7 @@ def _show(shell: Shell) -> None:
             "id": found["id"],
             "type": found.get("modelType"),
             "description": found.get("description"),
+            "versions": count,
             "created": ago(found.get("dtCreated")),
             "changed": ago(found.get("dtModified")),
         },
@@ -121,15 +128,27 @@ def _state(version: Any) -> str:
 def _put(shell: Shell) -> None:
     args = shell.args
     found = client_of(shell).put(
-        args.name, Path(args.dir), message=args.message, tags=args.tag, progress=shell.term.progress
+        args.name,
+        Path(args.dir),
+        message=args.message,
+        tags=args.tag,
+        project=shell.project_id(args.project),
+        progress=shell.term.progress,
     )
+    if found.get("made"):
+        who = f"the people of {args.project}" if args.project else "every member (it belongs to no project)"
+        shell.term.note(f"{args.name} is new; {who} may read it.")
     text = f"{args.name}:{found.get('number') or found['version']} is committed: {found.get('fileCount')} files"
     shell.term.answer(found, f"{text}, {size(found.get('usageBytes'))}.")
 
 
 def _get(shell: Shell) -> None:
     found = client_of(shell).fetch(shell.args.ref, Path(shell.args.dir), progress=shell.term.progress)
-    text = f"{found.get('fileCount')} files, {size(found.get('usageBytes'))}, of version {found['version']}"
+    left = found["leftOut"]
+    for each in left:
+        shell.term.note(f"Left out: {each['path']}; {each['reason']}.")
+    count = f"{int(found.get('fileCount') or 0) - len(left)}" + (f" of {found.get('fileCount')}" if left else "")
+    text = f"{count} files, {size(found.get('usageBytes'))}, of version {found['version']}"
     shell.term.answer(found, f"{text} are in {shell.args.dir}.")
 
 

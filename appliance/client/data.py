@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from appliance import ids
 from appliance.client.files import Progress, Writer, collect, receive, send
 from appliance.client.transport import Json, Transport, file_path, segment
 from appliance.errors import ApplianceError, BadRequest, NotFound
@@ -107,15 +108,20 @@ class Versioned:
         *,
         message: str = "",
         tags: Sequence[str] = (),
+        project: str | None = None,
         progress: Progress | None = None,
     ) -> Json:
-        """A new committed version of `owner` (made when it does not exist) with the files in `folder`, or that one file.
+        """A new committed version of `owner` with the files in `folder`, or that one file; `made` is what was made for it.
 
+        Where there is no `owner`, it is made in the project with the id `project`; without one it belongs to none, and
+        every member may read it. With a project, only what belongs to it is taken for `owner`.
         Symbolic links to files are sent as the files they lead to. When something fails nothing is committed and the
         unfinished version is removed.
         """
+        for each in tags:
+            _check_tag(each)
         found = collect(folder)
-        name = self._ensure(owner)
+        name, made = self._ensure(owner, project)
         version = str(self.create_version(name, message=message)["version"])
         try:
             send(found, lambda each: self.put_file(name, version, each.path, each.source), progress)
@@ -126,33 +132,39 @@ class Versioned:
             raise
         for each in tags:
             self.tag(name, each, version)
-        return self.version(name, version) if tags else done
+        return {**(self.version(name, version) if tags else done), "made": made}
 
     def fetch(self, ref: str, folder: Path, *, progress: Progress | None = None) -> Json:
-        """The files of one version in `folder`, made when it is missing; the version.
+        """The files of one version in `folder`, made when it is missing; the version, with `leftOut`: [{path, reason}].
 
-        Each file is complete or not there; nothing is ever written outside `folder`, whatever the server says.
+        Each file is complete or not there; nothing is ever written outside `folder`, whatever the server says, and a
+        symbolic link that would lead out of it is left out.
         """
         owner, selector = split_ref(ref)
         found = self.version(owner, selector)
         version = str(found["version"])
-        wanted = [each for each in self.files(owner, version) if each.get("kind", "file") == "file"]
 
         def load(path: str, write: Writer) -> int:
             return self._at.download(self._file(owner, version, path), write)
 
-        receive(wanted, folder, load, progress)
-        return found
+        left = receive(list(self.files(owner, version)), folder, load, progress)
+        return {**found, "leftOut": left}
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _ensure(self, owner: str) -> str:
-        try:
-            return str(self.get(owner)["id"])
-        except NotFound:
-            return str(self._create(owner)["id"])
+    def _ensure(self, owner: str, project: str | None) -> tuple[str, Json | None]:
+        """The id of `owner`, and the whole of it where it was made now."""
+        if project is not None:
+            for each in self.list(project):
+                if owner in (each["id"], each["name"]):
+                    return str(each["id"]), None
+        else:
+            with contextlib.suppress(NotFound):
+                return str(self.get(owner)["id"]), None
+        made = self._create(owner, project)
+        return str(made["id"]), made
 
-    def _create(self, name: str) -> Json:
+    def _create(self, name: str, project: str | None) -> Json:
         raise NotImplementedError
 
     def _path(self, owner: str) -> str:
@@ -176,8 +188,8 @@ class Datasets(Versioned):
         )
         return found
 
-    def _create(self, name: str) -> Json:
-        return self.create(name)
+    def _create(self, name: str, project: str | None) -> Json:
+        return self.create(name, project=project)
 
 
 class Models(Versioned):
@@ -202,8 +214,8 @@ class Models(Versioned):
         )
         return found
 
-    def _create(self, name: str) -> Json:
-        return self.create(name)
+    def _create(self, name: str, project: str | None) -> Json:
+        return self.create(name, project=project)
 
 
 def split_ref(ref: str) -> tuple[str, str]:
@@ -212,6 +224,13 @@ def split_ref(ref: str) -> tuple[str, str]:
     if not name or (colon and not selector):
         raise BadRequest(f"{ref[:120]!r} is no reference: write NAME, NAME:VERSION or NAME:TAG.")
     return name, selector or LATEST
+
+
+def _check_tag(text: str) -> None:
+    """What the server would say of it, before anything is sent. Raises BadRequest."""
+    ids.tag(text)
+    if text.isdigit():
+        raise BadRequest(f"{text!r} cannot be a tag: numbers name versions.")
 
 
 def metrics_of(version: Mapping[str, Any]) -> dict[str, float]:

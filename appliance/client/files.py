@@ -2,7 +2,8 @@
 
 What this keeps true: what is sent is listed before the first byte leaves, so progress knows the whole; a file that comes
 in appears under its name only when it is complete; a path that would lead out of the target folder (absolute, with
-`..`, or through a symbolic link that lies there) is refused before anything is written.
+`..`, or through a symbolic link that lies there) is refused before anything is written. A symbolic link of a version is
+made when it stays within the folder, after all files; what is not made is named.
 
 Why: a list of files from a server is input like any other, and a laptop's home folder is near.
 """
@@ -10,6 +11,7 @@ Why: a list of files from a server is input like any other, and a laptop's home 
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 import tempfile
 import threading
@@ -22,6 +24,8 @@ from typing import Any
 from appliance.errors import BadRequest, NotFound
 
 WORKERS = 8
+_KINDS = ("file", "symlink")
+_LONGEST_LINK = 4096  # PATH_MAX
 
 
 @dataclass(frozen=True)
@@ -72,18 +76,43 @@ def receive(
     folder: Path,
     load: Callable[[str, Writer], int],
     progress: Progress | None,
-) -> None:
-    """Each of `wanted` ({path, sizeBytes}) below `folder`, written by `load(path, write)`."""
+) -> list[dict[str, str]]:
+    """Each of `wanted` ({path, kind, sizeBytes}) below `folder`, written by `load(path, write)`; what was left out.
+
+    A folder comes with its files. What is left out is a {path, reason}: a link that leads elsewhere, or no known kind.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     root = folder.resolve()
-    targets = {each["path"]: safe_target(root, each["path"]) for each in wanted}
+    known = [each for each in wanted if each.get("kind", "file") in _KINDS]
+    targets = {each["path"]: safe_target(root, each["path"]) for each in known}
+    links: dict[str, str] = {}
 
     def take(each: dict[str, Any]) -> None:
-        target = targets[each["path"]]
+        path, target = each["path"], targets[each["path"]]
+        if each.get("kind") == "symlink":
+            links[path] = _link_text(path, load)
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(target, lambda write: load(each["path"], write), executable=bool(each.get("executable")))
+        _write_whole(target, lambda write: load(path, write), executable=bool(each.get("executable")))
 
-    _in_parallel(wanted, _size, take, progress)
+    _in_parallel(known, _size, take, progress)
+    left = {path: _make_link(root, targets[path], text) for path, text in sorted(links.items())}
+    kinds = {each["path"]: each.get("kind", "file") for each in wanted}
+    others = {path: f"it is a {kind}" for path, kind in kinds.items() if kind not in (*_KINDS, "directory")}
+    return [{"path": path, "reason": why} for path, why in {**left, **others}.items() if why]
+
+
+def stays_inside(path: str, target: str) -> bool:
+    """Whether a symbolic link at `path` of a version that says `target` leads to somewhere within the version.
+
+    Only `..` at the beginning are followed: after a name, which may be another link, they lead nobody knows where.
+    """
+    parts = PurePosixPath(target).parts
+    ups = len(parts) - len(names := [part for part in parts if part != ".."])
+    at_first = parts[ups:] == tuple(names)
+    return (
+        bool(target) and "\0" not in target and target[0] != "/" and at_first and ups < len(PurePosixPath(path).parts)
+    )
 
 
 def safe_target(root: Path, path: str) -> Path:
@@ -109,6 +138,35 @@ def _write_whole(target: Path, load: Callable[[Writer], int], *, executable: boo
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _link_text(path: str, load: Callable[[str, Writer], int]) -> str:
+    pieces = bytearray()
+
+    def keep(piece: bytes) -> None:
+        pieces.extend(piece)
+        if len(pieces) > _LONGEST_LINK:
+            raise BadRequest(f"The server says that {path!r} is a symbolic link, but it is too long for one.")
+
+    load(path, keep)
+    return os.fsdecode(bytes(pieces))
+
+
+def _make_link(root: Path, target: Path, text: str) -> str | None:
+    """`target` is a symbolic link that says `text`, or why it is not."""
+    if not stays_inside(target.relative_to(root).as_posix(), text):
+        return f"it is a symbolic link to {text!r}, which may lead out of the folder"
+    made = target.parent / f".appliance-part-{secrets.token_hex(8)}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.parent.resolve() != target.parent:
+            return "it is a symbolic link below another one that lies there"
+        made.symlink_to(text)
+        made.replace(target)
+    except OSError as error:
+        made.unlink(missing_ok=True)
+        return f"it is a symbolic link, which cannot be made ({error.strerror})"
+    return None
 
 
 def _walk(folder: Path, root: Path) -> Iterator[Local]:
