@@ -201,7 +201,7 @@ def test_a_stranger_can_leave_a_mebibyte_on_the_disk_and_nothing_in_memory(door:
 
     statuses = {
         (path, len(body)): door.ask(path, "POST", content=body).status_code
-        for path in ("/login", "/v1/auth/login", "/v1/projects/p/runs")
+        for path in ("/login", "/v1/auth/login", "/v1/projects/p/runs", "/deployments/d/try")
         for body in (small, large)
     }
 

@@ -180,6 +180,10 @@ def _dashboard_locations(config: Config, facts: Facts) -> Iterator[str]:
     location / {{
 {_TO_DAEMON}
     }}
+    location ~ "^/deployments/[^/]+/try$" {{  # a tensor that somebody pastes
+        client_max_body_size 10m;
+{_TO_DAEMON}
+    }}
     location /v1/ {{
         client_max_body_size 10m;
 {_TO_DAEMON}
