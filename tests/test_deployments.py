@@ -162,7 +162,13 @@ class Stage:
 @pytest.fixture
 def stage(tmp_path: Path, db: Database, store: Store) -> Iterator[Stage]:
     run_dir = tmp_path / "run"
-    config = Config(data_dir=tmp_path / "data", run_dir=run_dir, deployment_ports=free_range(4), host_name="house")
+    config = Config(
+        data_dir=tmp_path / "data",
+        run_dir=run_dir,
+        deployment_ports=free_range(4),
+        host_name="house",
+        http_port=free_port(),
+    )
     config.replicas_dir.mkdir(parents=True)
     with holder(config.holder_socket):
         made = Stage(config, db, store, person(db, "ana@example.org"), tmp_path)
