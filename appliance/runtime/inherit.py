@@ -30,7 +30,6 @@ _PIP = ("index-url", "extra-index-url", "trusted-host", "default-timeout", "retr
 _PIP_FILES = ("etc/xdg/pip/pip.conf", "etc/pip.conf")
 _LOOPBACK = re.compile(r"^(localhost|127\.\d+\.\d+\.\d+|\[?::1\]?)$")
 _ARCHIVE_KEYS = re.compile(r"/(debian|ubuntu)-archive-[\w.-]*keyring")
-_MIRRORS = {"debian": "http://deb.debian.org/debian", "ubuntu": "http://archive.ubuntu.com/ubuntu"}
 
 ROOT = Path("/")
 
@@ -113,9 +112,9 @@ def release(root: Path = ROOT) -> tuple[str, str]:
 def apt_sources(root: Path = ROOT) -> list[str]:
     """The distribution's own sources as one-line `deb` entries, from both of apt's formats; others are left out.
 
-    Where there are none, the distribution's public mirror.
+    None where the machine has none: mmdebstrap then knows the distribution's public mirror by the suite's name.
     """
-    distribution, suite = release(root)
+    _, suite = release(root)
     folder = root / "etc/apt"
     lists = [folder / "sources.list", *sorted(folder.glob("sources.list.d/*.list"))]
     stanzas = [entry for path in lists for entry in _one_line(_read(path))]
@@ -127,8 +126,6 @@ def apt_sources(root: Path = ROOT) -> list[str]:
         if name in wanted and "main" in components and (not signed_by or _ARCHIVE_KEYS.search(signed_by))
         if not uri.startswith("cdrom:")
     ]
-    if not lines and distribution in _MIRRORS:
-        lines = [f"deb {_MIRRORS[distribution]} {suite} main{' universe' if distribution == 'ubuntu' else ''}"]
     return list(dict.fromkeys(lines))
 
 
