@@ -14,6 +14,8 @@ import ssl
 import subprocess
 import threading
 import time
+import urllib.error
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -223,7 +225,20 @@ def deployment(house: Running, name: str = "adder") -> dict[str, Any]:
 
 def key_for(house: Running, deployment_id: str) -> str:
     with house.client() as client:
-        return str(client.deployments.create_key(deployment_id, "journey")["key"])
+        key = str(client.deployments.create_key(deployment_id, "journey")["key"])
+        endpoint = client.deployments.get(deployment_id)["localUrl"]
+
+    def opens() -> bool:
+        request = urllib.request.Request(f"{endpoint}/v2", headers={"Authorization": f"Bearer {key}"})
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return bool(answer.status == 200)
+        except urllib.error.HTTPError as error:
+            error.close()
+            return False
+
+    wait_until(opens, 5, "the replicas have heard of the new key")
+    return key
 
 
 def urls_in(text: str) -> list[str]:

@@ -131,7 +131,11 @@ const watch = (box) => {
       close();
       look();
     });
-    source.addEventListener("end", close);
+    source.addEventListener("end", () => {  // the session, or the right to see this, has ended: looking says which
+      isOver = true;
+      close();
+      look();
+    });
     source.onerror = () => {
       close();
       again = setTimeout(open, 5000);
