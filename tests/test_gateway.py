@@ -27,8 +27,6 @@ from appliance.config import Config
 from appliance.errors import PreconditionFailed
 from appliance.gateway import Facts, Gateway, Route, render
 
-pytestmark = pytest.mark.fast
-
 FACTS = Facts(
     certificate=Path("/t/server.crt"),
     key=Path("/t/server.key"),
