@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from appliance import clock, events, projects, versions
+from appliance import clock, events, ids, projects, versions
 from appliance.db import Database, Reader, Row, Tx
-from appliance.errors import BadRequest, Forbidden
+from appliance.errors import Forbidden
 from appliance.records import Actor, Dataset, Model, Page, Version
 from appliance.store import Stage, Store
 from appliance.versions import Owner
@@ -156,16 +156,8 @@ def list_visible(
         actor.user_id,
         project_id,
         project_id,
-        cursor(after),
+        ids.cursor(after),
         limit + 1,
     )
     more = str(rows[limit - 1]["cursor"]) if len(rows) > limit else None
     return [{key: value for key, value in row.items() if key != "cursor"} for row in rows[:limit]], more
-
-
-def cursor(after: str | None) -> int:
-    if after is None:
-        return 2**62
-    if not (after.isascii() and after.isdigit() and len(after) < 19):
-        raise BadRequest(f"{after[:40]!r} is not a cursor; give the nextPage of the page before.")
-    return int(after)

@@ -94,3 +94,12 @@ def ref(text: str, what: str) -> Ref:
     if selector and selector != LATEST and not _TAG.fullmatch(selector):
         raise BadRequest(f"{text[:120]!r} is not a reference to a {what}: {selector[:80]!r} is no version and no tag.")
     return Ref(namespace or None, name(short, what), selector or None)
+
+
+def cursor(after: str | None) -> int:
+    """The number below which a page goes on, from the `nextPage` of the page before; None begins at the newest."""
+    if after is None:
+        return 2**62
+    if not (after.isascii() and after.isdigit() and len(after) < 19):
+        raise BadRequest(f"{after[:40]!r} is not a cursor; give the nextPage of the page before.")
+    return int(after)

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import PurePosixPath
 
-from appliance import accounts, catalog, clock, ids, projects, runs, workflows
+from appliance import accounts, clock, ids, projects, runs, workflows
 from appliance.config import Config
 from appliance.db import Database, Reader, Row, Tx
 from appliance.errors import ApplianceError, ParseError
@@ -98,7 +98,7 @@ def list_pushes(db: Reader, actor: Actor, project_id: str, *, after: str | None 
     rows = db.all(
         "SELECT rowid AS cursor, * FROM pushes WHERE project_id = ? AND rowid < ? ORDER BY rowid DESC LIMIT ?",
         project.id,
-        catalog.cursor(after),
+        ids.cursor(after),
         limit + 1,
     )
     more = str(rows[limit - 1]["cursor"]) if len(rows) > limit else None

@@ -194,7 +194,7 @@ def list_versions(
     db: Reader, owner: Owner, *, after: str | None = None, limit: int = 50, committed_only: bool = False
 ) -> Page[Version]:
     """The newest first. `after` is the number of the last one that was seen."""
-    below = _cursor(after)
+    below = ids.cursor(after)
     rows = db.all(
         "SELECT * FROM versions WHERE owner_kind = ? AND owner_id = ? AND number < ? AND (NOT ? OR state = 'committed')"
         " ORDER BY number DESC LIMIT ?",
@@ -418,11 +418,3 @@ def _note_move(tx: Tx, owner: Owner, actor: Actor, name: str, before: str | None
             "moved_by": actor.email,
         },
     )
-
-
-def _cursor(after: str | None) -> int:
-    if after is None:
-        return 2**62
-    if not (after.isascii() and after.isdigit() and len(after) < 19):
-        raise BadRequest(f"{after[:40]!r} is not a cursor; give the nextPage of the page before.")
-    return int(after)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from web_support import person
 
-from appliance import catalog, datasets, models, projects, versions
+from appliance import datasets, ids, models, projects, versions
 from appliance.db import Database
 from appliance.errors import BadRequest, Conflict, Forbidden, NotFound
 from appliance.records import SYSTEM, Actor, Role, Tree
@@ -173,7 +173,7 @@ def test_pages_follow_on_without_gap_or_double(db: Database, ana: Actor) -> None
             if after is None:
                 break
         with pytest.raises(BadRequest, match="not a cursor"):
-            catalog.cursor("x")
+            ids.cursor("x")
 
     assert seen == [f"d{number}" for number in reversed(range(7))]
 

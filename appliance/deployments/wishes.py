@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from appliance import catalog, clock, containers, events, ids, machine, models, projects, versions
+from appliance import clock, containers, events, ids, machine, models, projects, versions
 from appliance.config import Config
 from appliance.db import Reader, Row, Tx
 from appliance.errors import BadRequest, Conflict, NotFound
@@ -208,7 +208,7 @@ def list_deployments(
         project_id,
         actor.is_admin,
         actor.user_id,
-        catalog.cursor(after),
+        ids.cursor(after),
         limit + 1,
     )
     more = str(rows[limit - 1]["cursor"]) if len(rows) > limit else None
@@ -223,7 +223,7 @@ def history(
     rows = db.all(
         "SELECT * FROM deployment_specs WHERE deployment_id = ? AND number < ? ORDER BY number DESC LIMIT ?",
         deployment.id,
-        catalog.cursor(after),
+        ids.cursor(after),
         limit + 1,
     )
     found = tuple(read_spec(row) for row in rows[:limit])

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
-from appliance import catalog, clock, containers, datasets, events, ids, machine, projects, workflows
+from appliance import clock, containers, datasets, events, ids, machine, projects, workflows
 from appliance.db import Database, Reader, Tx
 from appliance.errors import BadRequest, Conflict, NotFound, ParseError
 from appliance.records import Actor, Job, Page, Run, Workflow
@@ -187,7 +187,7 @@ def list_runs(
         workflow_id,
         actor.is_admin,
         actor.user_id,
-        catalog.cursor(after),
+        ids.cursor(after),
         limit + 1,
     )
     more = str(found[limit - 1]["cursor"]) if len(found) > limit else None
